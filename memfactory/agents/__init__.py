@@ -1,0 +1,6 @@
+"""Agents: modules assembled into something that writes a memory and reads from it. Never see a gold answer or a reward.
+
+Importing this package registers the project's own agents (and, through them, modules).
+"""
+
+from memfactory.agents import memory_agent as memory_agent

@@ -1,0 +1,170 @@
+"""What an agent is, and the one runtime over it: training rolls it out, evaluation and applications run inference.
+
+An author writes two coroutines over one example, `write` (an event into the memory) and `read` (an answer from it); the
+factory makes B*G of them, whose requests meet in the engine's pool. There is no second loop for evaluation or serving.
+Knows no gold answer, reward or algorithm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from memfactory.common.errors import ConfigError, InfrastructureError, UserError
+from memfactory.common.registry import MODULE_REGISTRY, build_options
+from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
+from memfactory.engines.base import run as run_on_loop
+from memfactory.engines.base import stream_key
+from memfactory.engines.chat import Models, Session
+from memfactory.modules.base import NoOptions
+
+
+class BaseAgent(ABC):
+    """Base of all agents, constructed as `(tokenizer, device="cuda", **kwargs)`.
+
+    `kwargs` are the fields of `Options` and the names in `slots`; a slot takes the key of a module, or a mapping
+    `{"type": key, option: value}`. A built module is the attribute of the slot's name.
+    """
+
+    Options: type = NoOptions
+    slots: dict[str, str] = {}
+    """{slot: key of its default module}."""
+    stages: tuple[str, ...] = ()
+    """The stages this agent's turns can have: what `roles` may name."""
+    question_aware = False
+    """True if writing needs the question: the memory is then written once for each question."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.models: Models | None = None
+        chosen = {slot: kwargs.pop(slot, default) for slot, default in self.slots.items()}
+        self.options: Any = build_options(type(self).__name__, self.Options, kwargs)
+        for slot, choice in chosen.items():
+            options = dict(choice) if isinstance(choice, dict) else {"type": choice}
+            module = MODULE_REGISTRY.get(options.pop("type", self.slots[slot]))
+            setattr(self, slot, module(tokenizer, device, **(self.slot_options(slot) | options)))
+
+    def slot_options(self, slot: str) -> dict[str, Any]:
+        """Options that the agent's own hand down to a slot; what is said of the slot itself wins."""
+        return {}
+
+    # What an author writes
+
+    @abstractmethod
+    def initial(self, view: View) -> Any:
+        """The memory before the first event."""
+
+    def events(self, view: View) -> Sequence[Any]:
+        """What is written, in order."""
+        return view.events
+
+    @abstractmethod
+    async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> Any:
+        """One event into the memory; returns the new memory."""
+
+    @abstractmethod
+    async def read(self, model: Session, memory: Any, question: str) -> str:
+        """The answer to a question from the memory alone."""
+
+    @property
+    def max_training_events(self) -> int | None:
+        """Most events of an example in training; None for no limit."""
+        return None
+
+    async def run(self, view: View, model: Session) -> None:
+        """Fold `write` over the events, then `read` each question, into the session's trajectory."""
+        trajectory = model.trajectory
+        events = self._within_limit(list(self.events(view)), model)
+        if self.question_aware:
+            for question in view.questions:
+                trajectory.memory = await self._write_all(view, model, events, question)
+                trajectory.answers.append(await self.read(model, trajectory.memory, question))
+        else:
+            trajectory.memory = await self._write_all(view, model, events, None)
+            answers = await asyncio.gather(*(self.read(model, trajectory.memory, question) for question in view.questions))
+            trajectory.answers.extend(answers)
+
+    async def _write_all(self, view: View, model: Session, events: list[Any], question: str | None) -> Any:
+        memory = self.initial(view) if view.memory is None else view.memory
+        for event in events:
+            memory = await self.write(model, memory, event, question)
+            model.note(event, memory)
+        return memory
+
+    def _within_limit(self, events: list[Any], model: Session) -> list[Any]:
+        """Centre truncation, in training only: the first and the last events stay (MemAgent), what is lost is counted."""
+        limit = self.max_training_events
+        if not model.training or limit is None or len(events) <= limit:
+            return events
+        model.count("dropped_events", len(events) - limit)
+        first = (limit + 1) // 2
+        return events[:first] + events[len(events) - (limit - first):]
+
+    # What the factory makes of it
+
+    def attach(self, models: Models) -> BaseAgent:
+        """Say which models answer when `inference` is not told; returns the agent."""
+        for stage in models.roles:
+            if stage not in self.stages:
+                raise ConfigError(f"roles names the stage {stage!r}; {type(self).__name__} has {', '.join(self.stages) or 'none'}.")
+        self.models = models
+        return self
+
+    def rollout(
+        self, model: Models, batch: Sequence[View], num_generations: int, *, seed: int = 0, step: int = 0, temperature: float = 1.0
+    ) -> list[RolloutGroup]:
+        """G attempts at each of B views for training: B groups, in the order of the batch."""
+        trajectories = self._attempts(model, batch, num_generations, Sampling(0, temperature), (seed, step), training=True)
+        groups = [trajectories[at:at + num_generations] for at in range(0, len(trajectories), num_generations)]
+        return [RolloutGroup(group, view.example_id) for view, group in zip(batch, groups, strict=True)]
+
+    def inference(
+        self, batch: Sequence[View], model: Models | None = None, *, num_attempts: int = 1, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> list[Trajectory]:
+        """Run without training: [B * num_attempts] trajectories, example-major; greedy unless a temperature is given."""
+        model = model or self.models
+        if model is None:
+            raise ConfigError("This agent has no model: give one to inference(batch, model), or attach(model) first.")
+        return self._attempts(model, batch, num_attempts, Sampling(0, temperature, top_p), (seed, 0), training=False)
+
+    def _attempts(
+        self, models: Models, batch: Sequence[View], attempts: int, sampling: Sampling, stream: tuple[int, int], training: bool
+    ) -> list[Trajectory]:
+        sessions = [
+            (view, models.session(sampling=sampling, stream=(*stream, stream_key(view.example_id), attempt), training=training))
+            for view in batch
+            for attempt in range(attempts)
+        ]
+
+        async def every() -> list[Trajectory]:
+            return list(await asyncio.gather(*(self._attempt(view, session) for view, session in sessions)))
+
+        return run_on_loop(every())
+
+    async def _attempt(self, view: View, session: Session) -> Trajectory:
+        try:
+            await self.run(view, session)
+        except InfrastructureError as error:
+            session.trajectory.error = f"{type(error).__name__}: {error}"
+        return session.trajectory
+
+    # Help for authors
+
+    def chunks(self, text: str, size: int) -> list[str]:
+        """Cut a text into pieces of `size` tokens at token borders; no character is broken and none is lost."""
+        if size < 1:
+            raise ConfigError(f"chunk_size {size}: must be at least 1 token.")
+        if self.tokenizer is None or not self.tokenizer.is_fast:
+            raise UserError(f"{type(self).__name__} cuts text at token offsets and needs a fast tokenizer (tokenizer.json).")
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        # Tokens of one character (bytes) share its offsets: a border inside it moves on to where the next character begins.
+        starts = [0]
+        for at in range(size, len(offsets), size):
+            border = offsets[at][0] if offsets[at][0] >= offsets[at - 1][1] else offsets[at][1]
+            starts.append(max(border, starts[-1]))
+        pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+        return [piece for piece in pieces if piece]

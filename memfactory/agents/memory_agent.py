@@ -1,0 +1,57 @@
+"""`MemoryAgent` (`memagent`): read a long text in chunks with the question in hand, overwriting a short memory.
+
+MemAgent, Yu et al., 2025, arXiv 2507.02259: for each chunk the memory is replaced by what the model writes; the answer
+is written from the last memory alone. Text of any length at linear cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memfactory.agents.base import BaseAgent
+from memfactory.common.registry import AGENT_REGISTRY
+from memfactory.common.types import View
+from memfactory.engines.chat import Session
+from memfactory.modules.memory_agent import RecurrentMemoryModule
+
+
+@AGENT_REGISTRY.register("memagent")
+class MemoryAgent(BaseAgent):
+    """MemAgent's reader."""
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """Lengths in tokens; the defaults are the paper's."""
+
+        chunk_size: int = 5000
+        max_chunk_number: int = 8
+        """Most chunks in training; longer texts lose their middle. Evaluation and use have no limit."""
+        max_generate_length: int | None = None
+        """Budget of every turn, unless the slot says otherwise."""
+
+    slots = {"module": "recurrent_memory_module"}
+    stages = ("memory", "answer")
+    question_aware = True
+    module: RecurrentMemoryModule
+
+    def slot_options(self, slot: str) -> dict[str, Any]:
+        limit = self.options.max_generate_length
+        return {} if limit is None else {"max_memory_tokens": limit, "max_answer_tokens": limit}
+
+    @property
+    def max_training_events(self) -> int | None:
+        return self.options.max_chunk_number
+
+    def initial(self, view: View) -> str:
+        return self.module.initial
+
+    def events(self, view: View) -> Sequence[str]:
+        return self.chunks(view.context, self.options.chunk_size)
+
+    async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> str:
+        return await self.module.generate(model, question, memory, event)
+
+    async def read(self, model: Session, memory: Any, question: str) -> str:
+        return await self.module.rollout(model, question, memory)

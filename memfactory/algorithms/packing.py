@@ -1,0 +1,173 @@
+"""From turns to tensors: which tokens are trained, with what weight, in micro-batches under a token budget.
+
+One denominator is computed for a whole optimizer update before its first backward pass and is divided into the weights,
+so the gradient is the same for any micro-batch size (trainer.md trap 15). Rows are padded on the right under causal
+attention: what is past a row's end cannot reach it, and no mask is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memfactory.algorithms.credit import Credit
+from memfactory.common.errors import ConfigError
+from memfactory.common.types import RolloutGroup
+
+AGGREGATIONS = ("token", "sequence", "trajectory", "prompt")
+TRUNCATED = ("train", "mask", "penalize")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One turn to train on.
+
+    Example: Sample(prompt_ids=(5, 9), response_ids=(31, 7), old_logprobs=(-0.2, -1.3), advantage=0.5, trajectory=3, group=0)
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    old_logprobs: tuple[float, ...]
+    """Log-probs of the behaviour policy in nats, frozen for the whole rollout batch."""
+    advantage: float
+    trajectory: int
+    group: int
+    stage: str = ""
+    ref_logprobs: tuple[float, ...] | None = None
+    """Log-probs of the reference in nats, if there is a KL term."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """R rows of width W, of which N tokens are trained."""
+
+    ids: Tensor
+    """[R, W] int64, padded on the right with 0."""
+    rows: Tensor
+    """[N] row of each trained token."""
+    cols: Tensor
+    """[N] column of the position that predicts it: one before the token's own."""
+    targets: Tensor
+    """[N] the sampled token."""
+    old: Tensor
+    """[N] float32, its log-prob under the behaviour policy."""
+    ref: Tensor | None
+    """[N] float32, its log-prob under the reference."""
+    advantages: Tensor
+    """[N] float32."""
+    weights: Tensor
+    """[N] float32; the weights of one optimizer update sum to 1."""
+    samples: list[Sample]
+    """The rows' samples, in order."""
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same batch with its tensors on `device`."""
+        tensors = {name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights")}
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What the loss sees of one rollout batch, or of one optimizer update's share of it."""
+
+    samples: list[Sample]
+    aggregation: str = "token"
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in AGGREGATIONS:
+            raise ConfigError(f"Unknown aggregation {self.aggregation!r}. Known: {', '.join(AGGREGATIONS)}.")
+
+    def token_weights(self) -> list[float]:
+        """The weight of each token of each sample; all tokens together weigh 1.
+
+        token: all tokens alike (DAPO). sequence: all turns alike, then their tokens. trajectory: all attempts alike,
+        then their tokens. prompt: all groups alike, then their tokens.
+        """
+        lengths = [len(s.response_ids) for s in self.samples]
+        if self.aggregation == "token":
+            return [1 / max(sum(lengths), 1)] * len(lengths)
+        unit = {
+            "sequence": list(range(len(lengths))),
+            "trajectory": [s.trajectory for s in self.samples],
+            "prompt": [s.group for s in self.samples],
+        }[self.aggregation]
+        tokens: Counter[int] = Counter()
+        for key, length in zip(unit, lengths, strict=True):
+            tokens[key] += length
+        return [1 / (len(tokens) * tokens[key]) for key in unit]
+
+    def minibatches(self, number: int, rng: random.Random) -> list[TrainBatch]:
+        """Split by trajectory, in random order, into at most `number` parts, one optimizer update each; none is empty."""
+        keys = list(dict.fromkeys(s.trajectory for s in self.samples))
+        rng.shuffle(keys)
+        number = min(number, len(keys))
+        part_of = {key: at * number // len(keys) for at, key in enumerate(keys)}
+        parts: list[list[Sample]] = [[] for _ in range(number)]
+        for sample in self.samples:
+            parts[part_of[sample.trajectory]].append(sample)
+        return [TrainBatch(part, self.aggregation) for part in parts]
+
+    def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
+        """Rows of similar length together, each batch at most `token_budget` padded tokens (a longer row goes alone)."""
+        weights = self.token_weights()
+        order = sorted(range(len(self.samples)), key=lambda at: (-len(self.samples[at]), at))
+        at = 0
+        while at < len(order):
+            width = len(self.samples[order[at]])
+            chosen = order[at:at + max(1, token_budget // width)]
+            yield _tensors([self.samples[n] for n in chosen], [weights[n] for n in chosen])
+            at += len(chosen)
+
+
+def _tensors(samples: list[Sample], weights: list[float]) -> MicroBatch:
+    ids = torch.zeros(len(samples), max(map(len, samples)), dtype=torch.int64)
+    rows, cols, targets, old, ref, advantages, weight = [], [], [], [], [], [], []  # type: ignore[var-annotated]
+    for row, sample in enumerate(samples):
+        number, start = len(sample.response_ids), len(sample.prompt_ids)
+        ids[row, : len(sample)] = torch.tensor(sample.prompt_ids + sample.response_ids)
+        rows += [row] * number
+        cols += range(start - 1, start - 1 + number)
+        targets += sample.response_ids
+        old += sample.old_logprobs
+        ref += sample.ref_logprobs or ()
+        advantages += [sample.advantage] * number
+        weight += [weights[row]] * number
+    has_ref = samples[0].ref_logprobs is not None
+    return MicroBatch(
+        ids, torch.tensor(rows), torch.tensor(cols), torch.tensor(targets), torch.tensor(old, dtype=torch.float32),
+        torch.tensor(ref, dtype=torch.float32) if has_ref else None,
+        torch.tensor(advantages, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32), samples,
+    )  # fmt: skip
+
+
+def pack(
+    groups: list[RolloutGroup], credit: Credit, aggregation: str = "token", truncated: str = "train", truncated_penalty: float = 0.5
+) -> TrainBatch:
+    """The turns worth training on. Turns of zero advantage (groups without variance) are dropped.
+
+    `truncated` says what a response cut off at its length limit gets: `train` (its advantage; no end token is ever
+    added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty).
+    """
+    if truncated not in TRUNCATED:
+        raise ConfigError(f"Unknown policy for truncated responses {truncated!r}. Known: {', '.join(TRUNCATED)}.")
+    samples: list[Sample] = []
+    trajectories = [(g, t) for g, group in enumerate(groups) for t in group.trajectories]
+    for number, (group, trajectory) in enumerate(trajectories):
+        for turn, advantage in zip(trajectory.turns, credit.advantages[number], strict=True):
+            if advantage is None or not turn.response_ids:
+                continue
+            if turn.finish == "length":
+                if truncated == "mask":
+                    continue
+                advantage -= truncated_penalty if truncated == "penalize" else 0.0
+            if advantage != 0.0:
+                samples.append(Sample(turn.prompt_ids, turn.response_ids, turn.logprobs, advantage, number, group, turn.stage))
+    return TrainBatch(samples, aggregation)

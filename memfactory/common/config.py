@@ -1,0 +1,165 @@
+"""The one training configuration: every option with its meaning, read from flags or YAML, saved beside each checkpoint.
+
+Knows names and ranges, not the parts that use them. `read_config(["run.yaml", "--lr", "1e-4"])`: flags win over the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its help text, which `--help` prints."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class TrainConfig:
+    """Options of `memfactory train`. One *step* is one rollout batch of `batch_size * gradient_accumulation_steps` examples."""
+
+    # What
+    trainer: str = _option("mem_grpo", "Which trainer: a key of TRAINER_REGISTRY.")
+    model_name_or_path: str | None = _option(None, "Model folder or hub name to start from. Required.")
+    data_path: str | None = _option(None, "Training data: a JSON list in the env's format (mem_sft: a JSONL of turns). Required.")
+    eval_data_path: list[str] = _option([], "Held-out data sets, each PATH or NAME=PATH.")
+    output_dir: str = _option("output/run", "Where checkpoints, metrics and curves go.")
+    agent_type: str = _option("memagent", "Which agent: a key of AGENT_REGISTRY.")
+    env_type: str = _option("longcontext", "Which env: a key of ENV_REGISTRY.")
+    agent_options: str | None = _option(None, "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
+    env_options: str | None = _option(None, "Options of the env: JSON on the command line, a mapping in YAML.")
+    roles: str | None = _option(None, "Who answers each stage, {stage: policy | policy_nograd | reference}: JSON, or a mapping in YAML.")
+    plugins: list[str] = _option([], "Python files or modules that register your own parts.", aliases=["--import"])
+
+    # Rollout
+    batch_size: int = _option(1, "Examples per rollout batch, before gradient_accumulation_steps multiplies them.")
+    gradient_accumulation_steps: int = _option(1, "Multiplies batch_size: all these examples are rolled out together.")
+    num_generations: int = _option(8, "Attempts per example (G), the group that rewards are compared in.")
+    temperature: float = _option(1.0, "Sampling temperature; the log-probs of training use it too.")
+    chunk_size: int | None = _option(None, "Tokens of text per reading turn (memagent).")
+    max_chunk_number: int | None = _option(None, "Most chunks in training; longer texts lose their middle (counted).")
+    max_prompt_length: int | None = _option(None, "Most tokens of any prompt; an example over it is left out and counted.")
+    max_generate_length: int | None = _option(None, "Most tokens sampled in a turn.")
+    train_extraction: bool | None = _option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
+    train_update: bool | None = _option(None, "Role of the stage update: True is policy, False policy_nograd.")
+    engine: str = _option("hf", "Which engine samples: a key of ENGINE_REGISTRY.")
+    engine_slots: int = _option(192, "Most requests that decode together.")
+
+    # Credit and loss
+    advantage: str = _option("mean", "Normalisation within a group: mean, std or leave_one_out.")
+    credit: str = _option("trajectory", "Which turns are paid: trajectory (all) or final_turn (an ablation).")
+    loss: str = _option("grpo", "Which loss: a key of LOSS_REGISTRY.")
+    aggregation: str = _option("token", "What weighs alike: token, sequence (turn), trajectory or prompt.")
+    clip_low: float = _option(0.2, "The ratio is clipped below at 1 - clip_low.")
+    clip_high: float = _option(0.2, "The ratio is clipped above at 1 + clip_high.")
+    dual_clip: float | None = _option(3.0, "Bound of the loss for negative advantages, in multiples of them.")
+    beta: float = _option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
+    truncated: str = _option("train", "What a response cut off at its limit gets: train, mask or penalize.")
+    truncated_penalty: float = _option(0.5, "Taken from the advantage of truncated turns under penalize.")
+    old_logprobs: str = _option("sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation).")
+    num_minibatches: int = _option(1, "Optimizer updates per pass over a rollout batch.")
+    num_iterations: int = _option(1, "Passes over a rollout batch.")
+
+    # Optimizer
+    optimizer: str = _option("adamw", "adamw, or muon (hidden matrices by Muon, the rest by AdamW).")
+    lr: float = _option(1e-6, "Peak learning rate.")
+    weight_decay: float = _option(0.01, "Decay of the hidden matrices.")
+    adam_beta1: float = _option(0.9, "AdamW's first beta.")
+    adam_beta2: float = _option(0.99, "AdamW's second beta.")
+    warmup_updates: int = _option(10, "Optimizer updates of linear warm-up.")
+    lr_schedule: str = _option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
+    max_grad_norm: float = _option(1.0, "Gradient-norm clip; 0 switches it off.")
+    tokens_per_micro_batch: int = _option(16384, "Most padded tokens in one forward and backward pass.")
+    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass.")
+    bf16: bool | None = _option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
+
+    # Run
+    epoch: int = _option(1, "Passes over the training data.")
+    max_steps: int | None = _option(None, "Stop after this many steps (rollout batches).")
+    max_cpu_minutes: float | None = _option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
+    seed: int = _option(0, "Seed of data order and of every random stream.")
+    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
+    threads: int = _option(0, "CPU threads of torch; 0 leaves torch's choice.")
+    eval_steps: int = _option(0, "Held-out check every so many steps; 0 only where the command says so.")
+    eval_samples: int = _option(64, "Examples of each held-out set in a check; 0 is all.")
+    eval_k: int = _option(1, "Sampled attempts per example in a check, beside the greedy one.")
+    save_steps: int = _option(50, "Checkpoint every so many steps; one is always saved at the end.")
+    save_total_limit: int = _option(2, "Checkpoints kept, beside the best and the last.")
+    resume: bool = _option(False, "Go on from the last checkpoint in output_dir, if there is one.")
+    report_to: list[str] = _option([], "Trackers beside metrics.jsonl: keys of TRACKER_REGISTRY, such as swanlab.")
+    wandb_name: str | None = _option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
+
+    def __post_init__(self) -> None:
+        for name in ("agent_options", "env_options", "roles"):
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        for name in ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
+        if self.temperature <= 0:
+            raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
+        if self.old_logprobs not in ("sampler", "frozen", "recompute"):
+            raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in one rollout batch (DESIGN section 5)."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain values, as they are saved beside a checkpoint."""
+        return dataclasses.asdict(self)
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what a run computes: what may change on resume is left out."""
+        free = {"output_dir", "resume", "max_steps", "max_cpu_minutes", "epoch", "save_steps", "save_total_limit", "eval_steps", "eval_samples",
+                "eval_k", "eval_data_path", "report_to", "wandb_name", "threads", "device"}  # fmt: skip
+        kept = {k: v for k, v in self.to_dict().items() if k not in free}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"--{name} {value!r} is not JSON: {error}. Example: --{name} '{{\"key\": 1}}'.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"--{name} must be a mapping, got {value!r}.")
+    return dict(value or {})
+
+
+def read_config(arguments: Sequence[str]) -> TrainConfig:
+    """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
+    arguments = list(arguments)
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    parser = HfArgumentParser(TrainConfig, prog="memfactory train", allow_abbrev=False)
+    if arguments and not arguments[0].startswith("-"):
+        parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), known))
+    config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+    if extra:
+        raise unknown_name("flag", extra[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
+    return config
+
+
+def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFileError(f"No such configuration file: {path}.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of options, not a {type(values).__name__}.")
+    for key in values:
+        if key not in known:
+            raise unknown_name(f"key of {path}", str(key), known)
+    return values

@@ -1,0 +1,61 @@
+"""Reading what a model wrote: thoughts, boxes, normal forms. Pure functions on text; knows no prompt and no reward."""
+
+from __future__ import annotations
+
+import re
+import string
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+")
+
+
+def strip_thinking(text: str, opened: bool = False) -> str | None:
+    """The text after the model's thought, or None if a thought was begun and never closed.
+
+    `opened`: the prompt itself ended inside `<think>`, so only `</think>` appears in the text.
+    """
+    head, closed, tail = text.rpartition("</think>")
+    if closed:
+        # A new thought may be opened after the last closed one and cut off.
+        return None if "<think>" in tail else tail.strip()
+    if opened or "<think>" in text:
+        return None
+    return text.strip()
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}` (balanced braces; also `\fbox{...}` and `\boxed x`), or None.
+
+    A box that is never closed does not count: the answer was cut off.
+    """
+    for match in reversed(list(_BOX.finditer(text))):
+        if not match.group().endswith("{"):
+            words = text[match.end():].split("$")[0].split()
+            return words[0] if words else None
+        depth = 1
+        for at in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if depth == 0:
+                return text[match.end():at].strip()
+        return None
+    return None
+
+
+def normalize_math(text: str) -> str:
+    """MemAgent's normal form of an answer: lower case, LaTeX spelling differences and all spaces removed.
+
+    Articles and punctuation stay (paradigms.md 2.5, after the official reward function).
+    """
+    text = text.lower()
+    for old, new in (("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
+                     ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""), ("\\%", ""), (" .", " 0."), ("{.", "{0.")):  # fmt: skip
+        text = text.replace(old, new)
+    text = text.strip()
+    if text.startswith("."):
+        text = "0" + text
+    return text.replace(" ", "")
+
+
+def normalize_squad(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

@@ -1,0 +1,138 @@
+"""Tables of named parts, filled by decorators. Knows nothing of what a part does.
+
+    @MODULE_REGISTRY.register("my_module")
+    class MyModule(BaseModule): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table from a name to a class or function of one kind.
+
+    Example: `AGENT_REGISTRY.get("memagent")` returns the class `MemoryAgent`; an unknown name raises
+    `UnknownNameError`, which lists the known names and the nearest one.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._parts: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: file the class or function under `name`. A name taken by another part raises `ConfigError`."""
+
+        def file(part: T) -> T:
+            taken = self._parts.get(name)
+            # A module that is imported twice (a notebook cell run again) re-registers the same part: allowed.
+            if taken is not None and _identity(taken) != _identity(part):
+                raise ConfigError(f"{self.kind} {name!r} is already registered as {_identity(taken)}; choose another name.")
+            self._parts[name] = part
+            return part
+
+        return file
+
+    def get(self, name: str) -> T:
+        """The part called `name`; `UnknownNameError` if there is none."""
+        if name not in self._parts:
+            raise unknown_name(self.kind, name, self._parts, "`memfactory list` shows what is registered.")
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._parts))
+
+    def items(self) -> list[tuple[str, T]]:
+        """(name, part) pairs in the order of their names."""
+        return sorted(self._parts.items())
+
+
+def _identity(part: object) -> str:
+    return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', part)}"
+
+
+MODULE_REGISTRY: Registry[type] = Registry("module")
+AGENT_REGISTRY: Registry[type] = Registry("agent")
+ENV_REGISTRY: Registry[type] = Registry("env")
+TRAINER_REGISTRY: Registry[type] = Registry("trainer")
+ENGINE_REGISTRY: Registry[type] = Registry("engine")
+LOSS_REGISTRY: Registry[Callable] = Registry("loss")
+ADVANTAGE_REGISTRY: Registry[Callable] = Registry("advantage")
+TRACKER_REGISTRY: Registry[type] = Registry("tracker")
+GENERATOR_REGISTRY: Registry[Callable] = Registry("generator")
+SCORER_REGISTRY: Registry[Callable] = Registry("scorer")
+
+REGISTRIES: tuple[Registry, ...] = (
+    AGENT_REGISTRY, MODULE_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY, ENGINE_REGISTRY, LOSS_REGISTRY,
+    ADVANTAGE_REGISTRY, SCORER_REGISTRY, GENERATOR_REGISTRY, TRACKER_REGISTRY,
+)  # fmt: skip
+
+
+def build_options(owner: str, options: type[T], given: Mapping[str, Any]) -> T:
+    """Fill a component's `Options` dataclass from keyword arguments; an unknown key names the known ones."""
+    known = {f.name for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise unknown_name(f"option of {owner}", name, known)
+    return options(**given)
+
+
+def describe_options(part: object) -> list[str]:
+    """`name=default` for each option of a part: the fields of its `Options`, or its own keyword parameters."""
+    options = getattr(part, "Options", None)
+    if options is not None and dataclasses.is_dataclass(options):
+        return [f"{f.name}={_default(f)}" for f in dataclasses.fields(options)]
+    if inspect.isfunction(part):
+        parameters = inspect.signature(part).parameters.values()
+        return [f"{p.name}={p.default!r}" for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is not p.empty]
+    return []
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required"
+
+
+def import_plugins(names: list[str]) -> None:
+    """Import the user's own parts: files (`my_parts.py`), dotted modules, and the `memfactory.plugins` entry points."""
+    for point in entry_points(group="memfactory.plugins"):
+        point.load()
+    for name in names:
+        if name.endswith(".py"):
+            _import_file(Path(name))
+        else:
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                raise MissingFileError(f"--import {name}: no such module ({error}). Give a file ending in .py or a dotted name.") from error
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise MissingFileError(f"--import {path}: no such file. Give the path of a Python file that registers your parts.")
+    name = f"memfactory_plugin_{path.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)

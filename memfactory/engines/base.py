@@ -1,0 +1,63 @@
+"""What an engine is, and the loop it lives on. Knows nothing of text: token ids in, token ids and log-probs out.
+
+Engines are asked by coroutines, which meet on one event loop in a thread of its own: a notebook's running loop is
+never touched, and callers stay ordinary synchronous code (`run`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from memfactory.common.types import Completion, Sampling
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Samples continuations. Requests of all live coroutines meet in one pool."""
+
+    async def complete(self, prompt_ids: tuple[int, ...], sampling: Sampling) -> Completion:
+        """Sample one continuation; its random stream is `sampling.stream`, whatever it is batched with."""
+
+    def weights_changed(self) -> None:
+        """Forget everything computed from the old weights."""
+
+
+def uniforms(stream: tuple[int, ...], number: int) -> np.ndarray:
+    """The first `number` uniform numbers in [0, 1) of a stream: float64, the same on every machine and for any batch."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(stream))).random(number)
+
+
+def stream_key(text: str) -> int:
+    """A stable 64-bit number for a name, to put into a stream."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+_loop: asyncio.AbstractEventLoop | None = None
+_lock = threading.Lock()
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The package's event loop, running in its own thread from the first call on."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="memfactory-engine", daemon=True).start()
+    return _loop
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the package's loop and wait for it; Ctrl-C cancels it there. Not callable from that loop itself."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        future.cancel()
+        raise

@@ -1,0 +1,109 @@
+"""Chat models: messages in, a `Turn` out. Roles, not code, choose who answers. Knows no memory, reward or algorithm.
+
+Only the local chat model touches tokens. A `Session` is one trajectory's line to the models: it routes a stage to its
+role, stamps `trainable`, gives each call its random stream and records every turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from memfactory.common.errors import ConfigError, PromptTooLong, unknown_name
+from memfactory.common.types import Messages, Sampling, Trajectory, Turn
+from memfactory.engines.base import Engine
+
+ROLES = ("policy", "policy_nograd", "reference")
+
+
+class ChatModel(Protocol):
+    """Turns messages into a `Turn`."""
+
+    async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
+        """One call; `trainable` is False here and stamped by the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChat:
+    """Tokenizer and engine: what is sampled is kept as token ids, and the text is for parsing only."""
+
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    max_prompt_length: int | None = None
+    """Most prompt tokens; a longer prompt is `PromptTooLong`, never cut silently."""
+
+    def encode(self, messages: Messages) -> tuple[int, ...]:
+        """The prompt's token ids under the model's chat template, thinking switched off where the template can."""
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False)
+        return tuple(ids)
+
+    async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
+        prompt = self.encode(messages)
+        if self.max_prompt_length is not None and len(prompt) > self.max_prompt_length:
+            raise PromptTooLong(f"The {stage} prompt has {len(prompt)} tokens, max_prompt_length is {self.max_prompt_length}.")
+        out = await self.engine.complete(prompt, sampling)
+        text = self.tokenizer.decode(out.ids, skip_special_tokens=True)
+        return Turn(stage, prompt, out.ids, out.logprobs, text, out.finish, trainable=False)
+
+
+class Models:
+    """Who answers which stage: the chat models by role, and a role for each stage (policy unless said otherwise)."""
+
+    def __init__(self, chats: Mapping[str, ChatModel], roles: Mapping[str, str] | None = None) -> None:
+        self.chats = dict(chats)
+        self.roles = dict(roles or {})
+        if "policy" in self.chats:
+            self.chats.setdefault("policy_nograd", self.chats["policy"])
+        for stage, role in self.roles.items():
+            if role not in self.chats:
+                known = {*self.chats, *ROLES}
+                if role in ROLES:
+                    raise ConfigError(f"roles: {stage} is answered by {role!r}, but no {role} model was made. Here: {', '.join(self.chats)}.")
+                raise unknown_name(f"role of the stage {stage}", role, known)
+
+    def role(self, stage: str) -> str:
+        """The role that answers a stage."""
+        return self.roles.get(stage, "policy")
+
+    def session(self, *, sampling: Sampling, stream: tuple[int, ...], training: bool, trajectory: Trajectory | None = None) -> Session:
+        """A fresh line for one attempt. `sampling` holds the temperature and top-p; modules say the length."""
+        return Session(self, sampling, stream, training, trajectory or Trajectory())
+
+
+@dataclass(slots=True)
+class Session:
+    """One attempt's line to the models, and the record of what was said on it."""
+
+    models: Models
+    sampling: Sampling
+    stream: tuple[int, ...]
+    """(seed, step, example, attempt); the number of the turn is appended to it."""
+    training: bool
+    """True in `rollout`: limits that only training has (centre truncation) apply."""
+    trajectory: Trajectory
+
+    async def chat(self, messages: Messages, *, stage: str, max_tokens: int) -> Turn:
+        """Ask the stage's model; the turn is recorded in the order of asking, also when several are asked at once."""
+        turns = self.trajectory.turns
+        at = len(turns)
+        role = self.models.role(stage)
+        sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at))
+        turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
+        turn = await self.models.chats[role].chat(messages, stage, sampling)
+        turn = replace(turn, trainable=role == "policy" and self.training)
+        turns[at] = turn
+        self.trajectory.outputs[stage] = turn.text
+        if turn.finish == "length":
+            self.count(f"truncated_{stage}")
+        return turn
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to the trajectory's report."""
+        self.trajectory.report[what] += number
+
+    def note(self, event: Any, memory: Any) -> None:
+        """Keep an event and the memory after it, for people to read."""
+        self.trajectory.steps.append((event, memory))

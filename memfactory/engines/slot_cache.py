@@ -1,0 +1,71 @@
+"""A key-value cache of slots: every row at its own position, written in place. For decode steps only.
+
+Prefill goes through an ordinary `DynamicCache` and is copied in. A subclass of `Cache` that overrides only `update`
+leaves the model unmodified and works for any decoder with a standard cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+
+class SlotCache(Cache):
+    """Keys and values [layers, slots, heads, length, dim], grown in length as rows need it."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(layers=[])
+        self.slots, self.length = slots, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.count = self.span = 0
+        self._like: tuple[int, Tensor, Tensor] | None = None
+
+    def adopt(self, like: DynamicCache) -> None:
+        """Take the number of layers and the heads, dims and types of a prefilled cache as this one's."""
+        if self._like is None:
+            self._like = (len(like.layers), like.layers[0].keys[:1, :, :0], like.layers[0].values[:1, :, :0])
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions per slot; what is there stays."""
+        if length <= self.length:
+            return
+        assert self._like is not None, "adopt() comes first"
+        layers, *likes = self._like
+        heads = likes[0].shape[1]
+        grown = [like.new_zeros(layers, self.slots, heads, length, like.shape[3]) for like in likes]
+        for old, new in zip((self.keys, self.values), grown, strict=True):
+            if old is not None:
+                new[:, :, :, : self.length] = old
+        self.keys, self.values = grown
+        self.length = length
+        self._base = torch.arange(self.slots * heads, device=self.keys.device).view(self.slots, heads) * length
+
+    def insert(self, prefilled: DynamicCache, rows: Tensor, owners: Tensor) -> None:
+        """Copy row `owners[i]` of a prefilled cache into slot `rows[i]`."""
+        assert self.keys is not None and self.values is not None
+        for at, layer in enumerate(prefilled.layers):
+            width = layer.keys.shape[2]
+            self.keys[at, rows, :, :width] = layer.keys[owners]
+            self.values[at, rows, :, :width] = layer.values[owners]
+
+    def move(self, target: Tensor, source: Tensor) -> None:
+        """Copy slots onto others, to close holes."""
+        assert self.keys is not None and self.values is not None
+        for buffer in (self.keys, self.values):
+            buffer[:, target, :, : self.span] = buffer[:, source, :, : self.span]
+
+    def aim(self, positions: Tensor, span: int) -> None:
+        """Prepare one decode step: rows 0..n-1 write at `positions` [n] and see columns 0..span-1."""
+        self.count, self.span = len(positions), span
+        self._at = (self._base[: self.count] + positions[:, None]).reshape(-1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Called by the model's attention with one new position per row."""
+        assert self.keys is not None and self.values is not None
+        for buffer, new in ((self.keys[layer_idx], key_states), (self.values[layer_idx], value_states)):
+            buffer.view(-1, new.shape[-1]).index_copy_(0, self._at, new.reshape(-1, new.shape[-1]).to(buffer.dtype))
+        return self.keys[layer_idx, : self.count, :, : self.span], self.values[layer_idx, : self.count, :, : self.span]

@@ -1,0 +1,6 @@
+"""Envs: raw data into examples, outputs into rewards. Never call a module; see gold answers and never show them.
+
+Importing this package registers the project's own envs.
+"""
+
+from memfactory.envs import longcontext as longcontext

@@ -1,0 +1,61 @@
+"""What an env is: a data set that shows an agent what it may see, and pays for what comes back. Knows no model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Dict, List  # noqa: UP035 - the mandated signature spells them so
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from memfactory.common.errors import DataError
+from memfactory.common.registry import build_options
+from memfactory.common.types import View
+
+
+class BaseEnv(Dataset, ABC):
+    """Base of all envs, constructed as `(data_path, tokenizer, **kwargs)`; `kwargs` fill the class's `Options`.
+
+    A subclass implements `load`, `observe` and `compute_reward`; `collate_fn` turns examples into columns.
+    """
+
+    Options: type
+
+    def __init__(self, data_path: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
+        self.data_path, self.tokenizer = Path(data_path), tokenizer
+        self.options: Any = build_options(type(self).__name__, self.Options, kwargs)
+        self.examples: list[dict[str, Any]] = self.load()
+        if not self.examples:
+            raise DataError(f"{data_path} holds no examples.")
+
+    @abstractmethod
+    def load(self) -> list[dict[str, Any]]:
+        """Read and validate the file; each example has at least `example_id` and the columns of a batch."""
+
+    @abstractmethod
+    def observe(self, example: Dict[str, Any]) -> View:
+        """What the agent may see of an example: never gold."""
+
+    @abstractmethod
+    def compute_reward(
+        self, predictions: Dict[str, List[str]], ground_truths: Dict[str, Any], num_generations: int, **kwargs: Any
+    ) -> Dict[str, torch.Tensor]:
+        """Rewards `{stage or "default": float32 [B*G]}` on CPU, example-major.
+
+        `predictions`: {stage: [B*G]}. `ground_truths`: the batch's columns, [B] each. Keys "stage/component" are logged,
+        not paid. NaN marks what could not be scored for want of infrastructure; what the policy did wrong is scored.
+        `kwargs` may carry `trajectories=`, for envs that need more than texts.
+        """
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        return self.examples[index]
+
+    def collate_fn(self, examples: Sequence[Dict[str, Any]]) -> Dict[str, List[Any]]:
+        """Examples as columns: {column: [B]}."""
+        return {key: [example[key] for example in examples] for key in examples[0]}

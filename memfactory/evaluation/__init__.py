@@ -1,0 +1,1 @@
+"""Measuring an agent on held-out examples, with intervals. Knows no training."""

@@ -1,0 +1,82 @@
+"""Run an agent on a data set and score it: the one way, for held-out checks, the quick start and every later table.
+
+Goes through `agent.inference`, the code that training rolls out and applications use. Knows no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from memfactory.agents.base import BaseAgent
+from memfactory.common.types import RolloutGroup, Trajectory, predictions
+from memfactory.engines.chat import Models
+from memfactory.envs.base import BaseEnv
+from memfactory.evaluation.statistics import Mean, clustered_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of one model on one data set; NaN marks an attempt lost to infrastructure."""
+
+    dataset: str
+    sampled: list[list[float]]
+    """[n][k] sampled attempts."""
+    greedy: list[list[float]]
+    """[n][1]."""
+    trajectories: list[Trajectory] = field(repr=False)
+    """The greedy attempts, [n], for people to read."""
+
+    @property
+    def avg_at_k(self) -> Mean:
+        """Mean of the sampled attempts, with the question-clustered standard error."""
+        return clustered_mean(self.sampled)
+
+    @property
+    def greedy_mean(self) -> Mean:
+        """Mean of the greedy attempts."""
+        return clustered_mean(self.greedy)
+
+
+def evaluate(
+    agent: BaseAgent,
+    models: Models,
+    env: BaseEnv,
+    *,
+    name: str,
+    k: int = 4,
+    limit: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch: int = 64,
+    on_progress: Callable[[int], None] | None = None,
+) -> Scores:
+    """k sampled attempts (avg@k) and one greedy attempt per example, for the first `limit` examples (0: all).
+
+    `batch` examples are in flight together; what is sampled does not depend on it. `on_progress` is told how many
+    examples were finished.
+    """
+    number = min(limit or len(env), len(env))
+    sampled: list[list[float]] = []
+    greedy: list[list[float]] = []
+    trajectories: list[Trajectory] = []
+    for first in range(0, number, batch):
+        examples = [env[at] for at in range(first, min(first + batch, number))]
+        views = [env.observe(example) for example in examples]
+        best = agent.inference(views, models)
+        greedy += _score(env, examples, best, 1)
+        trajectories += best
+        if k:
+            many = agent.inference(views, models, num_attempts=k, temperature=temperature, seed=seed)
+            sampled += _score(env, examples, many, k)
+        if on_progress:
+            on_progress(len(examples))
+    return Scores(name, sampled or greedy, greedy, trajectories)
+
+
+def _score(env: BaseEnv, examples: Sequence[dict], trajectories: list[Trajectory], k: int) -> list[list[float]]:
+    groups = [RolloutGroup(trajectories[at:at + k], "") for at in range(0, len(trajectories), k)]
+    rewards = env.compute_reward(predictions(groups), env.collate_fn(examples), k, trajectories=trajectories)["default"].tolist()
+    values = [math.nan if t.error is not None else r for t, r in zip(trajectories, rewards, strict=True)]
+    return [values[at:at + k] for at in range(0, len(values), k)]

@@ -1,0 +1,53 @@
+"""`RecurrentMemoryModule`: MemAgent's skill, to overwrite a short memory while reading (arXiv 2507.02259).
+
+Differences from the public version: the memory has a budget of its own; a thought that is never closed keeps the
+previous memory instead of its last hundred characters; a truncated memory is used as it stands and is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memfactory.common.parsing import strip_thinking
+from memfactory.common.prompts import NO_MEMORY, memory_answer_messages, memory_update_messages
+from memfactory.common.registry import MODULE_REGISTRY
+from memfactory.engines.chat import Session
+from memfactory.modules.base import BaseModule
+
+
+@MODULE_REGISTRY.register("recurrent_memory_module")
+class RecurrentMemoryModule(BaseModule):
+    """Update the memory from a section of text, or answer from the memory alone."""
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """Lengths in tokens."""
+
+        max_memory_tokens: int = 1024
+        """Budget of an update turn: all it writes, and so the memory."""
+        max_answer_tokens: int = 1024
+        prompt_order: str = "memory_first"
+        """memory_first (the paper's), or chunk_first, whose prompts share a long prefix within a group."""
+
+    initial = NO_MEMORY
+
+    async def act(self, model: Session, *args: Any) -> str:
+        """`act(model, question, memory, section)` returns the new memory; `act(model, question, memory)` the answer text."""
+        if len(args) == 3:
+            return await self._update(model, *args)
+        return await self._answer(model, *args)
+
+    async def _update(self, model: Session, question: str, memory: str, section: str) -> str:
+        messages = memory_update_messages(question, memory, section, self.options.prompt_order)
+        turn = await model.chat(messages, stage="memory", max_tokens=self.options.max_memory_tokens)
+        written = strip_thinking(turn.text)
+        if written is None:
+            model.count("unclosed_thought")
+            return memory
+        return written
+
+    async def _answer(self, model: Session, question: str, memory: str) -> str:
+        messages = memory_answer_messages(question, memory)
+        turn = await model.chat(messages, stage="answer", max_tokens=self.options.max_answer_tokens)
+        return turn.text

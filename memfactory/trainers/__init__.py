@@ -1,0 +1,1 @@
+"""Loops that change weights. They know no reward component, stage or prompt by name."""

@@ -1,0 +1,201 @@
+"""What every trainer needs and no algorithm decides: device, optimizers, schedule, checkpoints, resume, metrics.
+
+A trainer supplies `num_steps` (how many steps its data holds), `training_step` and, if it has held-out data, `evaluate`.
+A *step* is one rollout batch (or one supervised batch); an *update* is one optimizer step; a step may take several.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scale, set_lr
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError
+from memfactory.common.tracking import build_trackers
+from memfactory.trainers import checkpoint as ckpt
+
+log = logging.getLogger(__name__)
+
+
+class BaseTrainer(ABC):
+    """The loop around `training_step`, with everything that makes it resumable."""
+
+    def __init__(self, config: TrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self.device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        random.seed(config.seed)
+        np.random.seed(config.seed)
+        torch.manual_seed(config.seed)
+        self._resume_from = self._find_checkpoint()
+        if model is None or tokenizer is None:
+            if not config.model_name_or_path:
+                raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
+            model, tokenizer = ckpt.load_model(config.model_name_or_path, str(self.device))
+        self.model, self.tokenizer = model.to(self.device), tokenizer
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2))
+        self.step = 0
+        self.updates = 0
+        self.skipped_updates = 0
+        self.cpu_seconds = 0.0
+        self.best_score = -float("inf")
+
+    # What a trainer supplies
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Steps that the configured epochs over the data hold."""
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of one step, for the schedule."""
+        return 1
+
+    @abstractmethod
+    def training_step(self) -> dict[str, Any]:
+        """One step; returns metrics: numbers, lists (histograms) and texts."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics of a periodic check; `score` decides which checkpoint is best. Nothing by default."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        """What memfactory.json says of a checkpoint."""
+        return {"trainer": self.config.trainer, "step": self.step, "updates": self.updates, "config": self.config.to_dict()}
+
+    def extra_state(self) -> dict[str, Any]:
+        """State beyond optimizers, counters and random generators."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
+
+    # The loop
+
+    @property
+    def total_steps(self) -> int:
+        """Where the run ends, if CPU minutes do not end it first."""
+        return self.num_steps if self.config.max_steps is None else self.config.max_steps
+
+    def train(self) -> Path:
+        """Run to the end (or go on from the last checkpoint) and return the last checkpoint's folder."""
+        config = self.config
+        if self._resume_from is not None:
+            self._restore(self._resume_from)
+        names = [*config.report_to, *(["swanlab"] if config.wandb_name and "swanlab" not in config.report_to else [])]
+        trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1)
+        saved = self._resume_from
+        try:
+            with tqdm(total=self.total_steps, initial=self.step, desc=config.trainer, unit="step", dynamic_ncols=True) as bar:
+                while self.step < self.total_steps and not self._out_of_time():
+                    metrics = self._timed_step()
+                    saved = None
+                    if config.eval_steps and self.step % config.eval_steps == 0:
+                        metrics |= self.evaluate()
+                        saved = self._save_if_best(metrics.get("eval/score"))
+                    self._track(trackers, metrics)
+                    bar.update()
+                    bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
+                    if config.save_steps and self.step % config.save_steps == 0 and saved is None:
+                        saved = self.save()
+            return saved or self.save()
+        finally:
+            trackers.close()
+
+    bar_metrics: tuple[str, ...] = ("loss",)
+
+    def _timed_step(self) -> dict[str, Any]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        metrics = self.training_step()
+        self.step += 1
+        self.cpu_seconds += time.process_time() - cpu
+        times = {"seconds": time.perf_counter() - wall, "cpu_seconds_total": self.cpu_seconds}
+        return metrics | times | {"updates": self.updates, "skipped_updates": self.skipped_updates}
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.max_cpu_minutes
+        return limit is not None and self.cpu_seconds >= 60 * limit
+
+    def _track(self, trackers: Any, metrics: dict[str, Any]) -> None:
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+        trackers.log(
+            self.step,
+            numbers,
+            {k: v for k, v in metrics.items() if isinstance(v, list)},
+            {k: v for k, v in metrics.items() if isinstance(v, str)},
+        )
+
+    def optimizer_update(self) -> tuple[float, float]:
+        """Clip, step, count; returns (gradient norm, learning rate). A non-finite gradient is skipped and counted."""
+        config = self.config
+        # A stop by CPU time leaves the number of updates open, so only `constant` may be used without max_steps.
+        total = self.total_steps * self.updates_per_step
+        lr = config.lr * lr_scale(self.updates, config.warmup_updates, total, config.lr_schedule)
+        set_lr(self.optimizers, lr)
+        norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
+        self.updates += finite
+        self.skipped_updates += not finite
+        return norm, lr
+
+    # Checkpoints
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment (between steps, so that nothing is in flight)."""
+        state = {
+            "fingerprint": self.config.fingerprint(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "counters": {name: getattr(self, name) for name in ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")},
+            "random": ckpt.random_states(),
+            "extra": self.extra_state(),
+        }
+        folder = ckpt.save_checkpoint(self.output_dir, self.step, self.model, self.tokenizer, self.about(), state)
+        ckpt.prune(self.output_dir, self.config.save_total_limit)
+        return folder
+
+    def _save_if_best(self, score: float | None) -> Path | None:
+        if score is None or score <= self.best_score:
+            return None
+        self.best_score = score
+        folder = self.save()
+        ckpt.mark_best(self.output_dir, folder)
+        return folder
+
+    def _find_checkpoint(self) -> Path | None:
+        found = ckpt.checkpoints(self.output_dir)
+        if found and not self.config.resume:
+            raise ConfigError(
+                f"{self.output_dir} already holds {found[-1].name}. Pass --resume True to go on from it, or another --output_dir; nothing was touched."
+            )
+        return found[-1] if found else None
+
+    def _restore(self, folder: Path) -> None:
+        state = ckpt.load_state(folder)
+        if state["fingerprint"] != self.config.fingerprint():
+            raise ConfigError(
+                f"{folder} was trained with other options (see its memfactory.json), so a resumed run would be neither. "
+                "Give the same options, or another --output_dir."
+            )
+        self.model.load_state_dict(ckpt.load_weights(folder))
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        self.load_extra_state(state["extra"])
+        ckpt.restore_random_states(state["random"])
+        log.info("Resumed from %s at step %d", folder, self.step)

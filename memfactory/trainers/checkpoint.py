@@ -1,0 +1,115 @@
+"""Checkpoints: plain Hugging Face folders with the trainer's state beside. Whole or absent, whatever kills the process.
+
+    output_dir/
+      checkpoint-000040/   model.safetensors config.json tokenizer... memfactory.json   (transformers and vLLM load it)
+                           trainer_state.pt   (optimizers, counters, random states: all that a bitwise resume needs)
+      last -> checkpoint-000040      best -> checkpoint-000030
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.files import new_folder, point, write_json
+
+STATE_VERSION = 1
+_NAME = re.compile(r"checkpoint-(\d{6,})")
+
+
+def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer from a folder or a hub name; what is missing is one clear error that says how to get it."""
+    if looks_local(path) and not (Path(path) / "config.json").is_file():
+        raise MissingFileError(
+            f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
+            f"`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or --model_name_or_path."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except OSError as error:
+        raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device), tokenizer
+
+
+def looks_local(path: str) -> bool:
+    """True for a path; a hub name is `owner/name` with no such folder here."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists() or path.split("/")[0] in ("models", "output")
+
+
+def save_checkpoint(
+    output_dir: Path, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, about: dict[str, Any], state: dict[str, Any]
+) -> Path:
+    """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json."""
+    folder = output_dir / f"checkpoint-{step:06d}"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if folder.exists():  # the same step, saved by a run that went on from an older checkpoint
+        shutil.rmtree(folder)
+    with new_folder(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_json(part / "memfactory.json", about)
+        torch.save({"version": STATE_VERSION, "step": step, **state}, part / "trainer_state.pt")
+    point(output_dir / "last", folder.name)
+    return folder
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / "trainer_state.pt").is_file()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def prune(output_dir: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the one that `best` points at."""
+    best = (output_dir / "best").resolve()
+    for folder in checkpoints(output_dir)[: -max(keep, 1)]:
+        if folder.resolve() != best:
+            shutil.rmtree(folder)
+
+
+def mark_best(output_dir: Path, folder: Path) -> None:
+    """Point `best` at this checkpoint."""
+    point(output_dir / "best", folder.name)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The trainer's state of a checkpoint; another version of it is an error, not a guess."""
+    state = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=False)
+    if state.get("version") != STATE_VERSION:
+        raise ConfigError(f"{folder} has trainer state version {state.get('version')}, this code reads {STATE_VERSION}.")
+    return state
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights, in the type they were trained in."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every global random generator."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

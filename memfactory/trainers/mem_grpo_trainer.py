@@ -1,0 +1,245 @@
+"""`MemTrainer` (`mem_grpo`): group-relative policy optimisation of an agent's memory. One step, as in DESIGN section 5:
+
+    batch      = env.collate_fn(examples)
+    groups     = agent.rollout(models, [env.observe(e) for e in examples], G)
+    rewards    = env.compute_reward(predictions(groups), batch, G)
+    advantages = assign_credit(groups, rewards)
+    data       = pack(groups, advantages)
+    for part in data.minibatches(num_minibatches): ...one optimizer update each
+
+Differences from GRPO as first published (arXiv 2402.03300): (1) a trajectory is many independent conversations that
+share one advantage (MemAgent, 2507.02259); (2) no division by the group's standard deviation unless asked for; (3) the
+loss averages over all tokens of an update with one denominator. Knows no stage, reward component or prompt by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import resource
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memfactory.agents.base import BaseAgent
+from memfactory.agents.build import build_agent, local_models
+from memfactory.algorithms.credit import assign_credit, paid_stages
+from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
+from memfactory.algorithms.losses import k3_kl
+from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError
+from memfactory.common.registry import ADVANTAGE_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
+from memfactory.common.types import RolloutGroup, predictions
+from memfactory.envs.base import BaseEnv
+from memfactory.evaluation.harness import evaluate
+from memfactory.evaluation.transcript import transcript
+from memfactory.trainers.base import BaseTrainer
+from memfactory.trainers.metrics import Averages, rollout_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One rollout batch, scored and packed."""
+
+    groups: list[RolloutGroup]
+    rewards: dict[str, torch.Tensor]
+    data: TrainBatch
+    metrics: dict[str, Any]
+
+
+@TRAINER_REGISTRY.register("mem_grpo")
+class MemTrainer(BaseTrainer):
+    """Trains an agent on an env; both are built from the configuration unless they are given."""
+
+    bar_metrics = ("reward", "informative", "entropy")
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        env: BaseEnv | None = None,
+        agent: BaseAgent | None = None,
+        eval_envs: dict[str, BaseEnv] | None = None,
+    ) -> None:
+        # The data first: a wrong path should not cost the loading of a model.
+        if env is None and not config.data_path:
+            raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
+        env_class = ENV_REGISTRY.get(config.env_type)
+        self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **config.env_options)
+        named = [spec.rpartition("=") for spec in config.eval_data_path]
+        self.eval_envs = eval_envs if eval_envs is not None else {n or p: env_class(p, tokenizer, **config.env_options) for n, _, p in named}
+        self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
+        loss = LOSS_REGISTRY.get(config.loss)
+        super().__init__(config, model, tokenizer)
+        self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip)
+        options = agent_options(config)
+        self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
+        roles = roles_of(config, self.agent)
+        needs_reference = config.beta > 0 or "reference" in roles.values()
+        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
+        self.models = local_models(
+            self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
+            roles=roles, reference=self.reference,
+        )  # fmt: skip
+        self.agent.attach(self.models)
+
+    # The data
+
+    @property
+    def num_steps(self) -> int:
+        return max(1, self.config.epoch * len(self.env) // self.config.examples_per_step)
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.config.num_minibatches * self.config.num_iterations
+
+    def examples_of(self, step: int) -> list[dict[str, Any]]:
+        """The examples of a step: a new seeded order for each pass over the data, so a resumed run needs no cursor."""
+        size, total = self.config.examples_per_step, len(self.env)
+        orders: dict[int, list[int]] = {}
+        chosen = []
+        for number in range(step * size, (step + 1) * size):
+            epoch, at = divmod(number, total)
+            if epoch not in orders:
+                orders[epoch] = random.Random(f"{self.config.seed}/{epoch}").sample(range(total), total)
+            chosen.append(self.env[orders[epoch][at]])
+        return chosen
+
+    # One step
+
+    def training_step(self) -> dict[str, Any]:
+        rollout = self._rollout()
+        start = time.perf_counter()
+        averages, lr = Averages(), 0.0
+        first = True
+        for iteration in range(self.config.num_iterations):
+            rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
+            for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
+                if self.config.old_logprobs == "recompute":
+                    part = replace(part, samples=self._with_logprobs(part.samples, self.model, "old_logprobs"))
+                self._backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                norm, lr = self.optimizer_update()
+                averages.add("grad_norm", norm, 1)
+                first = False
+        for chat in self.models.chats.values():
+            chat.engine.weights_changed()  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - start
+        tokens = sum(map(len, rollout.data.samples)) * self.config.num_iterations
+        times = {"update_seconds": seconds, "update_tokens_per_second": tokens / max(seconds, 1e-9), "lr": lr, "peak_memory_gb": self._peak_memory()}
+        return rollout.metrics | averages.means() | times
+
+    def _rollout(self) -> Rollout:
+        config = self.config
+        start = time.perf_counter()
+        examples = self.examples_of(self.step)
+        batch = self.env.collate_fn(examples)
+        groups = self.agent.rollout(
+            self.models, [self.env.observe(e) for e in examples], config.num_generations,
+            seed=config.seed, step=self.step + 1, temperature=config.temperature,
+        )  # fmt: skip
+        sampled_in = time.perf_counter() - start
+        trajectories = [t for group in groups for t in group.trajectories]
+        rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
+        credit = assign_credit(groups, rewards, self._normalize, config.credit)
+        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty)
+        if config.old_logprobs == "frozen":
+            data = replace(data, samples=self._with_logprobs(data.samples, self.model, "old_logprobs"))
+        if config.beta > 0 and self.reference is not None:
+            data = replace(data, samples=self._with_logprobs(data.samples, self.reference, "ref_logprobs"))
+        metrics = rollout_metrics(groups, rewards, credit, sampled_in)
+        metrics["sample"] = transcript(examples[0], trajectories[0], float(next(iter(paid_stages(rewards).values()))[0]))
+        return Rollout(groups, rewards, data, metrics)
+
+    @torch.no_grad()
+    def _with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
+        """The samples with `field` filled from a forward pass of `model`."""
+        filled: dict[int, Sample] = {}
+        place = {id(sample): at for at, sample in enumerate(samples)}
+        with evaluating(model):
+            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch):
+                with autocast(self.device, self.bf16):
+                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
+                parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
+                for sample, part in zip(micro.samples, parts, strict=True):
+                    filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})
+        return [filled[at] for at in range(len(samples))]
+
+    def _backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
+        """Accumulate the gradient of one optimizer update."""
+        self.model.train()
+        for micro in part.micro_batches(self.config.tokens_per_micro_batch):
+            micro = micro.to(self.device)
+            with autocast(self.device, self.bf16):
+                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
+            loss = self._micro_loss(micro, logprobs, averages)
+            loss.backward()
+            averages.add("entropy", float(entropy.sum()), len(entropy))
+            if measure_mismatch:
+                off = (logprobs.detach() - micro.old).abs()
+                averages.add("logprob_mismatch", float(off.sum()), len(off))
+                averages.maximum("logprob_mismatch_max", float(off.max()))
+
+    def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
+        """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
+        token = self._loss(logprobs, micro.old, micro.advantages)
+        per_token, number = token.loss, len(logprobs)
+        if micro.ref is not None:
+            kl = k3_kl(logprobs, micro.ref)
+            per_token = per_token + self.config.beta * kl
+            averages.add("kl", float(kl.detach().sum()), number)
+        loss = (per_token * micro.weights).sum()
+        averages.add("loss", float(loss.detach()), 0)
+        averages.add("ratio", float(token.ratio.sum()), number)
+        averages.add("clip_fraction", float(token.clipped.float().sum()), number)
+        averages.maximum("ratio_max", float(token.ratio.max()))
+        return loss
+
+    # Held-out checks and checkpoints
+
+    def evaluate(self) -> dict[str, float]:
+        config, metrics, scores = self.config, {}, []
+        for name, env in self.eval_envs.items():
+            result = evaluate(self.agent, self.models, env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed)
+            metrics |= {f"eval/{name}/sampled": result.avg_at_k.value, f"eval/{name}/greedy": result.greedy_mean.value}
+            scores.append(result.avg_at_k.value)
+        return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
+
+    def about(self) -> dict[str, Any]:
+        config = self.config
+        return super().about() | {
+            "agent": config.agent_type,
+            "agent_options": agent_options(config),
+            "env": config.env_type,
+            "env_options": config.env_options,
+            "roles": self.models.roles,
+        }
+
+    def _peak_memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def agent_options(config: TrainConfig) -> dict[str, Any]:
+    """The agent's options: those of `agent_options`, and the length flags that were given."""
+    flags = {name: getattr(config, name) for name in ("chunk_size", "max_chunk_number", "max_generate_length")}
+    return {name: value for name, value in flags.items() if value is not None} | config.agent_options
+
+
+def roles_of(config: TrainConfig, agent: BaseAgent) -> dict[str, str]:
+    """Roles by stage; `--train_extraction` and `--train_update` are spellings of two of them."""
+    roles = dict(config.roles)
+    for stage, trained in (("extraction", config.train_extraction), ("update", config.train_update)):
+        if trained is None or stage in roles or (not trained and stage not in agent.stages):
+            continue
+        if stage not in agent.stages:
+            raise ConfigError(f"--train_{stage} True: {type(agent).__name__} has no stage {stage!r}; its stages are {', '.join(agent.stages)}.")
+        roles[stage] = "policy" if trained else "policy_nograd"
+    return roles

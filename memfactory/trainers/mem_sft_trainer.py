@@ -1,0 +1,60 @@
+"""`MemSFTTrainer` (`mem_sft`): supervised learning of single turns. Knows no agent: a row is messages and a response.
+
+Rows are JSON lines `{"messages": [{"role", "content"}], "response": "..."}`, read in order (`batch_size` a step), so a
+curriculum is the order of the file. Only the response and the end-of-turn token are trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from memfactory.algorithms.logprobs import autocast, response_logprobs
+from memfactory.algorithms.packing import Sample, TrainBatch
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError, DataError
+from memfactory.common.files import read_jsonl
+from memfactory.common.registry import TRAINER_REGISTRY
+from memfactory.trainers.base import BaseTrainer
+
+
+@TRAINER_REGISTRY.register("mem_sft")
+class MemSFTTrainer(BaseTrainer):
+    """Maximum likelihood of responses, token-mean over the batch."""
+
+    def __init__(self, config: TrainConfig, model: Any = None, tokenizer: Any = None) -> None:
+        if not config.data_path:
+            raise ConfigError("--data_path is required: a JSONL file of turns {messages, response}.")
+        self.rows = read_jsonl(Path(config.data_path), "Give the JSONL file of turns by --data_path.")
+        for number, row in enumerate(self.rows, 1):
+            if not isinstance(row.get("messages"), list) or not isinstance(row.get("response"), str):
+                raise DataError(f"{config.data_path}, line {number}: a turn needs `messages` (a list) and `response` (a string).")
+        super().__init__(config, model, tokenizer)
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.epoch * max(1, len(self.rows) // self.config.examples_per_step)
+
+    def training_step(self) -> dict[str, Any]:
+        size = self.config.examples_per_step
+        first = self.step * size
+        samples = [self._sample(self.rows[(first + n) % len(self.rows)], n) for n in range(size)]
+        self.model.train()
+        total = 0.0
+        batch = TrainBatch(samples)
+        for micro in batch.micro_batches(self.config.tokens_per_micro_batch):
+            micro = micro.to(self.device)
+            with autocast(self.device, self.bf16):
+                logprobs, _ = response_logprobs(self.model, micro)
+            loss = -(logprobs * micro.weights).sum()
+            loss.backward()
+            total += float(loss.detach())
+        norm, lr = self.optimizer_update()
+        return {"loss": total, "grad_norm": norm, "lr": lr, "tokens": sum(map(len, samples))}
+
+    def _sample(self, row: dict[str, Any], number: int) -> Sample:
+        prompt = self.tokenizer.apply_chat_template(
+            row["messages"], add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+        )
+        response = [*self.tokenizer(row["response"], add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        return Sample(tuple(prompt), tuple(response), (0.0,) * len(response), 1.0, number, 0)

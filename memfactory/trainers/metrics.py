@@ -1,0 +1,68 @@
+"""Numbers of a training step, from what was rolled out and what the loss saw. Knows no stage or component by name."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import torch
+
+from memfactory.algorithms.credit import Credit, paid_stages
+from memfactory.common.types import RolloutGroup
+
+
+class Averages:
+    """Token-weighted means, sums and maxima, gathered over micro-batches."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: Counter[str] = Counter()
+        self._maxima: dict[str, float] = {}
+
+    def add(self, name: str, total: float, count: int) -> None:
+        """Add a sum over `count` items; a count of 0 keeps a plain sum."""
+        self._sums[name] += total
+        self._counts[name] += count
+
+    def maximum(self, name: str, value: float) -> None:
+        """Keep the largest value."""
+        self._maxima[name] = max(value, self._maxima.get(name, value))
+
+    def means(self) -> dict[str, float]:
+        """All of it as metrics."""
+        return {name: total / (self._counts[name] or 1) for name, total in self._sums.items()} | self._maxima
+
+
+def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor], credit: Credit, seconds: float) -> dict[str, Any]:
+    """Rewards (mean, std, all values), informative groups, lengths per stage, truncations and reports, tokens per second."""
+    trajectories = [t for group in groups for t in group.trajectories]
+    metrics: dict[str, Any] = {}
+    paid = paid_stages(rewards)
+    for name, values in rewards.items():
+        scored = values[~values.isnan()]
+        key = "reward" if name == "default" or (len(paid) == 1 and name in paid) else f"reward/{name}"
+        metrics[key] = float(scored.mean()) if len(scored) else 0.0
+        if name in paid:
+            metrics[f"{key}_std"] = float(scored.std()) if len(scored) > 1 else 0.0
+            metrics[f"{key}_values"] = [round(v, 4) for v in scored.tolist()]
+    lengths: defaultdict[str, list[int]] = defaultdict(list)
+    report: Counter[str] = Counter()
+    for trajectory in trajectories:
+        report.update(trajectory.report)
+        for turn in trajectory.turns:
+            lengths[turn.stage].append(len(turn.response_ids))
+    metrics |= {f"length/{stage}": sum(values) / len(values) for stage, values in lengths.items()}
+    metrics |= {f"count/{name}": number for name, number in report.items()}
+    sampled = sum(sum(values) for values in lengths.values())
+    prompts = sum(len(turn.prompt_ids) for t in trajectories for turn in t.turns)
+    return metrics | {
+        "informative": credit.informative,
+        "zero_variance_groups": round((1 - credit.informative) * len(groups)),
+        "unscorable": credit.unscorable,
+        "errors": sum(t.error is not None for t in trajectories),
+        "turns_per_trajectory": sum(len(t.turns) for t in trajectories) / max(len(trajectories), 1),
+        "rollout_seconds": seconds,
+        "rollout_tokens": sampled,
+        "rollout_tokens_per_second": sampled / max(seconds, 1e-9),
+        "rollout_prompt_tokens": prompts,
+    }

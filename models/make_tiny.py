@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Make `models/tiny`: a Qwen3 of 0.7 M parameters that reads, remembers carelessly and answers. About 8 minutes on one core.
+
+Three supervised stages on text that this script generates (seeded): copying exercises; a demonstrator that forgets a
+little (kept as `tiny-mild`); a short stage on one that forgets a lot. The last is the base that reinforcement learning
+starts from: see models/tiny/README.md for what it was seen to reach.
+
+    python models/make_tiny.py --output models/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from memfactory.common.config import TrainConfig
+from memfactory.common.files import write_jsonl
+from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations, echo_row
+from memfactory.data.tiny_tokenizer import make_tiny_tokenizer
+from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
+
+BATCH = 48
+
+
+def new_model(vocab_size: int, eos: int, pad: int) -> Qwen3ForCausalLM:
+    """A random Qwen3: 4 layers of width 128 with tied embeddings."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocab_size, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+            head_dim=32, tie_word_embeddings=True, max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 300.0},
+            eos_token_id=eos, pad_token_id=pad, bos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("models/tiny"))
+    parser.add_argument("--work_dir", type=Path, default=Path("output/make_tiny"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--echo_steps", type=int, default=300)
+    parser.add_argument("--mild_steps", type=int, default=1100)
+    parser.add_argument("--forgetful_steps", type=int, default=120)
+    args = parser.parse_args()
+    import random
+
+    tokenizer = make_tiny_tokenizer()
+    torch.manual_seed(args.seed)
+    model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    rng = random.Random(f"make_tiny/{args.seed}")
+    first = [echo_row(rng) for _ in range(args.echo_steps * BATCH)]
+    first += itertools.islice(demonstrations(args.seed, MILD), args.mild_steps * BATCH)
+    second = list(itertools.islice(demonstrations(args.seed + 1, FORGETFUL), args.forgetful_steps * BATCH))
+    stages = [("mild", first, 3e-3, 60, "trapezoid"), ("forgetful", second, 1e-3, 10, "linear")]
+    start, log = time.process_time(), {}
+    for name, rows, lr, warmup, schedule in stages:
+        data = args.work_dir / f"{name}.jsonl"
+        write_jsonl(data, rows)
+        config = TrainConfig(
+            trainer="mem_sft", data_path=str(data), output_dir=str(args.work_dir / name), batch_size=BATCH, optimizer="muon", lr=lr,
+            weight_decay=0.0, adam_beta2=0.98, warmup_updates=warmup, lr_schedule=schedule, save_steps=0, seed=args.seed, threads=args.threads,
+            device="cpu", resume=True,
+        )  # fmt: skip
+        trainer = MemSFTTrainer(config, model, tokenizer)
+        trainer.train()
+        losses = [json.loads(line)["loss"] for line in (args.work_dir / name / "metrics.jsonl").read_text().splitlines()]
+        log[name] = {"steps": len(losses), "loss_first": losses[0], "loss_last_50": sum(losses[-50:]) / len(losses[-50:])}
+        log["cpu_minutes"] = (time.process_time() - start) / 60
+        target = args.output if name == "forgetful" else args.output.with_name(f"{args.output.name}-{name}")
+        export(model, tokenizer, target)
+        print(json.dumps(log))
+
+
+def export(model: Qwen3ForCausalLM, tokenizer: object, folder: Path) -> None:
+    """Write the folder that ships: bf16 weights, tokenizer, no generation settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = Qwen3ForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
