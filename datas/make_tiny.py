@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write `datas/tiny/`: training and held-out questions of `synth_facts` in the public long-context schema. Seeded, seconds.
 
-    python datas/make_tiny.py --output datas/tiny
+python datas/make_tiny.py --output datas/tiny
 """
 
 from __future__ import annotations

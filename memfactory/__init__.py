@@ -1,1 +1,45 @@
-"""MemFactory: write a memory agent as the paper's pseudo-code for one example; train, evaluate and serve it with that same code."""
+"""MemFactory: write a memory agent as the paper's pseudo-code for one example; train, evaluate and serve it with that same code.
+
+The public names are loaded on first use, so that `import memfactory` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "memfactory.common.registry": ["MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY", "ENGINE_REGISTRY", "Registry"],
+    "memfactory.common.types": ["Turn", "Trajectory", "RolloutGroup", "View", "Sampling", "Completion", "predictions"],
+    "memfactory.common.config": ["TrainConfig", "read_config"],
+    "memfactory.common.errors": ["MemFactoryError", "UserError", "ConfigError", "DataError", "MissingFileError", "InfrastructureError"],
+    "memfactory.algorithms.credit": ["assign_credit"],
+    "memfactory.algorithms.packing": ["TrainBatch", "pack"],
+    "memfactory.engines.chat": ["LocalChat", "Models", "Session"],
+    "memfactory.engines.hf": ["HFEngine"],
+    "memfactory.engines.scripted": ["ScriptedChat", "ScriptedEngine"],
+    "memfactory.modules.base": ["BaseModule"],
+    "memfactory.modules.memory_agent": ["RecurrentMemoryModule"],
+    "memfactory.agents.base": ["BaseAgent"],
+    "memfactory.agents.build": ["build_agent", "local_models"],
+    "memfactory.agents.memory_agent": ["MemoryAgent"],
+    "memfactory.envs.base": ["BaseEnv"],
+    "memfactory.envs.longcontext": ["LongcontextEnv"],
+    "memfactory.evaluation.harness": ["evaluate"],
+    "memfactory.trainers.mem_grpo_trainer": ["MemTrainer"],
+    "memfactory.trainers.mem_sft_trainer": ["MemSFTTrainer"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted([*_HOME_OF, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'memfactory' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

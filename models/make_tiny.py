@@ -32,11 +32,21 @@ def new_model(vocab_size: int, eos: int, pad: int) -> Qwen3ForCausalLM:
     """A random Qwen3: 4 layers of width 128 with tied embeddings."""
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=vocab_size, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-            head_dim=32, tie_word_embeddings=True, max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 300.0},
-            eos_token_id=eos, pad_token_id=pad, bos_token_id=None,
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=32,
+            tie_word_embeddings=True,
+            max_position_embeddings=4096,
+            rope_parameters={"rope_type": "default", "rope_theta": 300.0},
+            eos_token_id=eos,
+            pad_token_id=pad,
+            bos_token_id=None,
         )
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -64,10 +74,22 @@ def main() -> None:
         data = args.work_dir / f"{name}.jsonl"
         write_jsonl(data, rows)
         config = TrainConfig(
-            trainer="mem_sft", data_path=str(data), output_dir=str(args.work_dir / name), batch_size=BATCH, optimizer="muon", lr=lr,
-            weight_decay=0.0, adam_beta2=0.98, warmup_updates=warmup, lr_schedule=schedule, save_steps=0, seed=args.seed, threads=args.threads,
-            device="cpu", resume=True,
-        )  # fmt: skip
+            trainer="mem_sft",
+            data_path=str(data),
+            output_dir=str(args.work_dir / name),
+            batch_size=BATCH,
+            optimizer="muon",
+            lr=lr,
+            weight_decay=0.0,
+            adam_beta2=0.98,
+            warmup_updates=warmup,
+            lr_schedule=schedule,
+            save_steps=0,
+            seed=args.seed,
+            threads=args.threads,
+            device="cpu",
+            resume=True,
+        )
         trainer = MemSFTTrainer(config, model, tokenizer)
         trainer.train()
         losses = [json.loads(line)["loss"] for line in (args.work_dir / name / "metrics.jsonl").read_text().splitlines()]

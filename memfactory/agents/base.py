@@ -102,7 +102,7 @@ class BaseAgent(ABC):
             return events
         model.count("dropped_events", len(events) - limit)
         first = (limit + 1) // 2
-        return events[:first] + events[len(events) - (limit - first):]
+        return events[:first] + events[len(events) - (limit - first) :]
 
     # What the factory makes of it
 
@@ -119,11 +119,18 @@ class BaseAgent(ABC):
     ) -> list[RolloutGroup]:
         """G attempts at each of B views for training: B groups, in the order of the batch."""
         trajectories = self._attempts(model, batch, num_generations, Sampling(0, temperature), (seed, step), training=True)
-        groups = [trajectories[at:at + num_generations] for at in range(0, len(trajectories), num_generations)]
+        groups = [trajectories[at : at + num_generations] for at in range(0, len(trajectories), num_generations)]
         return [RolloutGroup(group, view.example_id) for view, group in zip(batch, groups, strict=True)]
 
     def inference(
-        self, batch: Sequence[View], model: Models | None = None, *, num_attempts: int = 1, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+        self,
+        batch: Sequence[View],
+        model: Models | None = None,
+        *,
+        num_attempts: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> list[Trajectory]:
         """Run without training: [B * num_attempts] trajectories, example-major; greedy unless a temperature is given."""
         model = model or self.models

@@ -69,6 +69,11 @@ def assign_credit(
             last = max((n for n, value in enumerate(row) if value is not None), default=-1)
             row = [value if n == last else None for n, value in enumerate(row)]
         table.append(row)
-    alive = {group for values in paid.values() for group, value in zip(group_ids, values, strict=True) if value not in (0.0,) and not math.isnan(value)}
+    alive = {
+        group
+        for values in paid.values()
+        for group, value in zip(group_ids, values, strict=True)
+        if value not in (0.0,) and not math.isnan(value)
+    }
     lost = sum(any(math.isnan(values[at]) for values in paid.values()) for at in range(len(trajectories)))
     return Credit(table, len(alive) / max(len(groups), 1), lost)

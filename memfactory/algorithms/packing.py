@@ -122,7 +122,7 @@ class TrainBatch:
         at = 0
         while at < len(order):
             width = len(self.samples[order[at]])
-            chosen = order[at:at + max(1, token_budget // width)]
+            chosen = order[at : at + max(1, token_budget // width)]
             yield _tensors([self.samples[n] for n in chosen], [weights[n] for n in chosen])
             at += len(chosen)
 

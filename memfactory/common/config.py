@@ -26,6 +26,15 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text, **metadata})
 
 
+_COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
+
+_FREE_ON_RESUME = frozenset(
+    "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
+    "report_to wandb_name threads device".split()
+)
+"""Options that do not decide what a step computes: they may differ between a run and its resumption."""
+
+
 @dataclass
 class TrainConfig:
     """Options of `memfactory train`. One *step* is one rollout batch of `batch_size * gradient_accumulation_steps` examples."""
@@ -38,9 +47,9 @@ class TrainConfig:
     output_dir: str = _option("output/run", "Where checkpoints, metrics and curves go.")
     agent_type: str = _option("memagent", "Which agent: a key of AGENT_REGISTRY.")
     env_type: str = _option("longcontext", "Which env: a key of ENV_REGISTRY.")
-    agent_options: str | None = _option(None, "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
-    env_options: str | None = _option(None, "Options of the env: JSON on the command line, a mapping in YAML.")
-    roles: str | None = _option(None, "Who answers each stage, {stage: policy | policy_nograd | reference}: JSON, or a mapping in YAML.")
+    agent_options: str = _option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
+    env_options: str = _option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
+    roles: str = _option("{}", "Who answers each stage, {stage: policy | policy_nograd | reference}: JSON, or a mapping in YAML.")
     plugins: list[str] = _option([], "Python files or modules that register your own parts.", aliases=["--import"])
 
     # Rollout
@@ -68,7 +77,9 @@ class TrainConfig:
     beta: float = _option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
     truncated: str = _option("train", "What a response cut off at its limit gets: train, mask or penalize.")
     truncated_penalty: float = _option(0.5, "Taken from the advantage of truncated turns under penalize.")
-    old_logprobs: str = _option("sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation).")
+    old_logprobs: str = _option(
+        "sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation)."
+    )
     num_minibatches: int = _option(1, "Optimizer updates per pass over a rollout batch.")
     num_iterations: int = _option(1, "Passes over a rollout batch.")
 
@@ -103,14 +114,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("agent_options", "env_options", "roles"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
-        for name in ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots"):
+            setattr(self, name, json.dumps(_mapping(name, getattr(self, name)), sort_keys=True))
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
         if self.old_logprobs not in ("sampler", "frozen", "recompute"):
             raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """`agent_options`, `env_options` or `roles` as a mapping."""
+        return _mapping(name, getattr(self, name))
 
     @property
     def examples_per_step(self) -> int:
@@ -123,9 +138,7 @@ class TrainConfig:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what a run computes: what may change on resume is left out."""
-        free = {"output_dir", "resume", "max_steps", "max_cpu_minutes", "epoch", "save_steps", "save_total_limit", "eval_steps", "eval_samples",
-                "eval_k", "eval_data_path", "report_to", "wandb_name", "threads", "device"}  # fmt: skip
-        kept = {k: v for k, v in self.to_dict().items() if k not in free}
+        kept = {k: v for k, v in self.to_dict().items() if k not in _FREE_ON_RESUME}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -144,7 +157,7 @@ def read_config(arguments: Sequence[str]) -> TrainConfig:
     """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
-    parser = HfArgumentParser(TrainConfig, prog="memfactory train", allow_abbrev=False)
+    parser = HfArgumentParser([TrainConfig], prog="memfactory train", allow_abbrev=False)
     if arguments and not arguments[0].startswith("-"):
         parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), known))
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)

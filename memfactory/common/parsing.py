@@ -29,13 +29,13 @@ def last_boxed(text: str) -> str | None:
     """
     for match in reversed(list(_BOX.finditer(text))):
         if not match.group().endswith("{"):
-            words = text[match.end():].split("$")[0].split()
+            words = text[match.end() :].split("$")[0].split()
             return words[0] if words else None
         depth = 1
         for at in range(match.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if depth == 0:
-                return text[match.end():at].strip()
+                return text[match.end() : at].strip()
         return None
     return None
 

@@ -1,7 +1,7 @@
 """Tables of named parts, filled by decorators. Knows nothing of what a part does.
 
-    @MODULE_REGISTRY.register("my_module")
-    class MyModule(BaseModule): ...
+@MODULE_REGISTRY.register("my_module")
+class MyModule(BaseModule): ...
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:
     answers = row.get("answers")
     answers = [answers] if isinstance(answers, (str, int, float)) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, (str, int, float)) and str(a).strip() for a in answers):
-        raise DataError(f"{where}: `answers` must be a text or a non-empty list of texts, got {row.get('answers')!r:.60}. Keys here: {', '.join(row)}.")
+        raise DataError(
+            f"{where}: `answers` must be a text or a non-empty list of texts, got {row.get('answers')!r:.60}. Keys here: {', '.join(row)}."
+        )
     extra = {k: v for k, v in row.items() if k not in ("context", "input", "answers")}
     return {
         "example_id": f"{path.stem}/{number}",

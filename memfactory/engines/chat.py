@@ -37,15 +37,17 @@ class LocalChat:
 
     def encode(self, messages: Messages) -> tuple[int, ...]:
         """The prompt's token ids under the model's chat template, thinking switched off where the template can."""
-        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False)
-        return tuple(ids)
+        ids = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+        )
+        return tuple(ids)  # type: ignore[arg-type]
 
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         prompt = self.encode(messages)
         if self.max_prompt_length is not None and len(prompt) > self.max_prompt_length:
             raise PromptTooLong(f"The {stage} prompt has {len(prompt)} tokens, max_prompt_length is {self.max_prompt_length}.")
         out = await self.engine.complete(prompt, sampling)
-        text = self.tokenizer.decode(out.ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(list(out.ids), skip_special_tokens=True))
         return Turn(stage, prompt, out.ids, out.logprobs, text, out.finish, trainable=False)
 
 
@@ -61,7 +63,9 @@ class Models:
             if role not in self.chats:
                 known = {*self.chats, *ROLES}
                 if role in ROLES:
-                    raise ConfigError(f"roles: {stage} is answered by {role!r}, but no {role} model was made. Here: {', '.join(self.chats)}.")
+                    raise ConfigError(
+                        f"roles: {stage} is answered by {role!r}, but no {role} model was made. Here: {', '.join(self.chats)}."
+                    )
                 raise unknown_name(f"role of the stage {stage}", role, known)
 
     def role(self, stage: str) -> str:

@@ -179,7 +179,7 @@ class HFEngine:
         assert self._cache is not None
         live = [at for at, row in enumerate(self._rows) if row is not None]
         holes = [at for at, row in enumerate(self._rows[: len(live)]) if row is None]
-        moved = live[len(live) - len(holes):]
+        moved = live[len(live) - len(holes) :]
         if holes:
             target, source = torch.tensor(holes, device=self.device), torch.tensor(moved, device=self.device)
             self._cache.move(target, source)
@@ -217,7 +217,11 @@ class HFEngine:
         mask = torch.zeros(n, 1, 1, span, dtype=dtype, device=self.device)
         mask.masked_fill_(hidden[:, None, None], torch.finfo(dtype).min)
         output = self.model(
-            input_ids=self.tokens[:n, None], position_ids=positions[:, None], attention_mask=mask, past_key_values=self._cache, use_cache=True
+            input_ids=self.tokens[:n, None],
+            position_ids=positions[:, None],
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
         )
         return output.logits[:, -1]
 
@@ -253,7 +257,9 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
     window = getattr(config, "sliding_window", None)
     used = "sliding_attention" in kinds or ("layer_types" not in config.to_dict() and getattr(config, "use_sliding_window", True))
     if window and used and window < getattr(config, "max_position_embeddings", 0):
-        raise ConfigError(f"{type(model).__name__} attends in a window of {window}; the hf engine would ignore it. Use a full-attention model.")
+        raise ConfigError(
+            f"{type(model).__name__} attends in a window of {window}; the hf engine would ignore it. Use a full-attention model."
+        )
 
 
 def stop_ids_of(model: PreTrainedModel, eos_token_id: int | None) -> frozenset[int]:

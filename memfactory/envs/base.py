@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List  # noqa: UP035 - the mandated signature spells them so
+from typing import Any  # noqa: UP035 - the mandated signature spells them so
 
 import torch
 from torch.utils.data import Dataset
@@ -36,13 +36,13 @@ class BaseEnv(Dataset, ABC):
         """Read and validate the file; each example has at least `example_id` and the columns of a batch."""
 
     @abstractmethod
-    def observe(self, example: Dict[str, Any]) -> View:
+    def observe(self, example: dict[str, Any]) -> View:
         """What the agent may see of an example: never gold."""
 
     @abstractmethod
     def compute_reward(
-        self, predictions: Dict[str, List[str]], ground_truths: Dict[str, Any], num_generations: int, **kwargs: Any
-    ) -> Dict[str, torch.Tensor]:
+        self, predictions: dict[str, list[str]], ground_truths: dict[str, Any], num_generations: int, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Rewards `{stage or "default": float32 [B*G]}` on CPU, example-major.
 
         `predictions`: {stage: [B*G]}. `ground_truths`: the batch's columns, [B] each. Keys "stage/component" are logged,
@@ -53,9 +53,9 @@ class BaseEnv(Dataset, ABC):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.examples[index]
 
-    def collate_fn(self, examples: Sequence[Dict[str, Any]]) -> Dict[str, List[Any]]:
+    def collate_fn(self, examples: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
         """Examples as columns: {column: [B]}."""
         return {key: [example[key] for example in examples] for key in examples[0]}

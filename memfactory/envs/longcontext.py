@@ -7,7 +7,7 @@ answer without a box, cut off or empty is the policy's failure and scores 0. Tok
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List  # noqa: UP035 - the mandated signature spells them so
+from typing import Any  # noqa: UP035 - the mandated signature spells them so
 
 import torch
 
@@ -36,12 +36,12 @@ class LongcontextEnv(BaseEnv):
             SCORER_REGISTRY.get(name)  # an unknown rule fails here, not after the first rollout
         return load_longcontext(self.data_path)
 
-    def observe(self, example: Dict[str, Any]) -> View:
+    def observe(self, example: dict[str, Any]) -> View:
         return View(example["example_id"], (example["question"],), context=example["context"])
 
     def compute_reward(
-        self, predictions: Dict[str, List[str]], ground_truths: Dict[str, Any], num_generations: int, **kwargs: Any
-    ) -> Dict[str, torch.Tensor]:
+        self, predictions: dict[str, list[str]], ground_truths: dict[str, Any], num_generations: int, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         answers = predictions["answer"]
         golds = [gold for gold in ground_truths["answers"] for _ in range(num_generations)]
         if len(answers) != len(golds):

@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _score(env: BaseEnv, examples: Sequence[dict], trajectories: list[Trajectory], k: int) -> list[list[float]]:
-    groups = [RolloutGroup(trajectories[at:at + k], "") for at in range(0, len(trajectories), k)]
+    groups = [RolloutGroup(trajectories[at : at + k], "") for at in range(0, len(trajectories), k)]
     rewards = env.compute_reward(predictions(groups), env.collate_fn(examples), k, trajectories=trajectories)["default"].tolist()
     values = [math.nan if t.error is not None else r for t, r in zip(trajectories, rewards, strict=True)]
-    return [values[at:at + k] for at in range(0, len(values), k)]
+    return [values[at : at + k] for at in range(0, len(values), k)]

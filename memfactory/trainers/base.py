@@ -45,10 +45,13 @@ class BaseTrainer(ABC):
             if not config.model_name_or_path:
                 raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
             model, tokenizer = ckpt.load_model(config.model_name_or_path, str(self.device))
-        self.model, self.tokenizer = model.to(self.device), tokenizer
+        self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
+        self.tokenizer = tokenizer
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2))
+        self.optimizers = build_optimizers(
+            self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2)
+        )
         self.step = 0
         self.updates = 0
         self.skipped_updates = 0
@@ -78,13 +81,6 @@ class BaseTrainer(ABC):
     def about(self) -> dict[str, Any]:
         """What memfactory.json says of a checkpoint."""
         return {"trainer": self.config.trainer, "step": self.step, "updates": self.updates, "config": self.config.to_dict()}
-
-    def extra_state(self) -> dict[str, Any]:
-        """State beyond optimizers, counters and random generators."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave."""
 
     # The loop
 
@@ -162,7 +158,6 @@ class BaseTrainer(ABC):
             "optimizers": [o.state_dict() for o in self.optimizers],
             "counters": {name: getattr(self, name) for name in ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")},
             "random": ckpt.random_states(),
-            "extra": self.extra_state(),
         }
         folder = ckpt.save_checkpoint(self.output_dir, self.step, self.model, self.tokenizer, self.about(), state)
         ckpt.prune(self.output_dir, self.config.save_total_limit)
@@ -180,7 +175,8 @@ class BaseTrainer(ABC):
         found = ckpt.checkpoints(self.output_dir)
         if found and not self.config.resume:
             raise ConfigError(
-                f"{self.output_dir} already holds {found[-1].name}. Pass --resume True to go on from it, or another --output_dir; nothing was touched."
+                f"{self.output_dir} already holds {found[-1].name}. Pass --resume True to go on from it, "
+                "or another --output_dir; nothing was touched."
             )
         return found[-1] if found else None
 
@@ -196,6 +192,5 @@ class BaseTrainer(ABC):
             optimizer.load_state_dict(saved)
         for name, value in state["counters"].items():
             setattr(self, name, value)
-        self.load_extra_state(state["extra"])
         ckpt.restore_random_states(state["random"])
         log.info("Resumed from %s at step %d", folder, self.step)

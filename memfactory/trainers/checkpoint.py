@@ -1,9 +1,9 @@
 """Checkpoints: plain Hugging Face folders with the trainer's state beside. Whole or absent, whatever kills the process.
 
-    output_dir/
-      checkpoint-000040/   model.safetensors config.json tokenizer... memfactory.json   (transformers and vLLM load it)
-                           trainer_state.pt   (optimizers, counters, random states: all that a bitwise resume needs)
-      last -> checkpoint-000040      best -> checkpoint-000030
+output_dir/
+  checkpoint-000040/   model.safetensors config.json tokenizer... memfactory.json   (transformers and vLLM load it)
+                       trainer_state.pt   (optimizers, counters, random states: all that a bitwise resume needs)
+  last -> checkpoint-000040      best -> checkpoint-000030
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     """A causal LM and its tokenizer from a folder or a hub name; what is missing is one clear error that says how to get it."""
     if looks_local(path) and not (Path(path) / "config.json").is_file():
         raise MissingFileError(
-            f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
-            f"`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or --model_name_or_path."
+            f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched "
+            "with `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or "
+            "--model_name_or_path."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -72,9 +72,11 @@ class MemTrainer(BaseTrainer):
         if env is None and not config.data_path:
             raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
         env_class = ENV_REGISTRY.get(config.env_type)
-        self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **config.env_options)
+        self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **config.mapping("env_options"))
         named = [spec.rpartition("=") for spec in config.eval_data_path]
-        self.eval_envs = eval_envs if eval_envs is not None else {n or p: env_class(p, tokenizer, **config.env_options) for n, _, p in named}
+        self.eval_envs = (
+            eval_envs if eval_envs is not None else {n or p: env_class(p, tokenizer, **config.mapping("env_options")) for n, _, p in named}
+        )
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
         loss = LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
@@ -132,7 +134,12 @@ class MemTrainer(BaseTrainer):
             chat.engine.weights_changed()  # type: ignore[attr-defined]
         seconds = time.perf_counter() - start
         tokens = sum(map(len, rollout.data.samples)) * self.config.num_iterations
-        times = {"update_seconds": seconds, "update_tokens_per_second": tokens / max(seconds, 1e-9), "lr": lr, "peak_memory_gb": self._peak_memory()}
+        times = {
+            "update_seconds": seconds,
+            "update_tokens_per_second": tokens / max(seconds, 1e-9),
+            "lr": lr,
+            "peak_memory_gb": self._peak_memory(),
+        }
         return rollout.metrics | averages.means() | times
 
     def _rollout(self) -> Rollout:
@@ -168,7 +175,7 @@ class MemTrainer(BaseTrainer):
                     values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
                 for sample, part in zip(micro.samples, parts, strict=True):
-                    filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})
+                    filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
         return [filled[at] for at in range(len(samples))]
 
     def _backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
@@ -204,7 +211,9 @@ class MemTrainer(BaseTrainer):
     # Held-out checks and checkpoints
 
     def evaluate(self) -> dict[str, float]:
-        config, metrics, scores = self.config, {}, []
+        config = self.config
+        metrics: dict[str, float] = {}
+        scores: list[float] = []
         for name, env in self.eval_envs.items():
             result = evaluate(self.agent, self.models, env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed)
             metrics |= {f"eval/{name}/sampled": result.avg_at_k.value, f"eval/{name}/greedy": result.greedy_mean.value}
@@ -217,7 +226,7 @@ class MemTrainer(BaseTrainer):
             "agent": config.agent_type,
             "agent_options": agent_options(config),
             "env": config.env_type,
-            "env_options": config.env_options,
+            "env_options": config.mapping("env_options"),
             "roles": self.models.roles,
         }
 
@@ -230,16 +239,18 @@ class MemTrainer(BaseTrainer):
 def agent_options(config: TrainConfig) -> dict[str, Any]:
     """The agent's options: those of `agent_options`, and the length flags that were given."""
     flags = {name: getattr(config, name) for name in ("chunk_size", "max_chunk_number", "max_generate_length")}
-    return {name: value for name, value in flags.items() if value is not None} | config.agent_options
+    return {name: value for name, value in flags.items() if value is not None} | config.mapping("agent_options")
 
 
 def roles_of(config: TrainConfig, agent: BaseAgent) -> dict[str, str]:
     """Roles by stage; `--train_extraction` and `--train_update` are spellings of two of them."""
-    roles = dict(config.roles)
+    roles = config.mapping("roles")
     for stage, trained in (("extraction", config.train_extraction), ("update", config.train_update)):
         if trained is None or stage in roles or (not trained and stage not in agent.stages):
             continue
         if stage not in agent.stages:
-            raise ConfigError(f"--train_{stage} True: {type(agent).__name__} has no stage {stage!r}; its stages are {', '.join(agent.stages)}.")
+            raise ConfigError(
+                f"--train_{stage} True: {type(agent).__name__} has no stage {stage!r}; its stages are {', '.join(agent.stages)}."
+            )
         roles[stage] = "policy" if trained else "policy_nograd"
     return roles

@@ -45,7 +45,7 @@ class Episode:
     @property
     def chunks(self) -> list[tuple[Fact, ...]]:
         step = self.facts_per_chunk
-        return [self.facts[at:at + step] for at in range(0, len(self.facts), step)]
+        return [self.facts[at : at + step] for at in range(0, len(self.facts), step)]
 
     @property
     def answer(self) -> str:
@@ -53,7 +53,12 @@ class Episode:
 
 
 def draw_episode(
-    rng: random.Random, chunks: int, facts_per_chunk: int = 4, two_hop: float = 0.35, names: Sequence[str] = TRAIN_NAMES, same_person: float = 0.08
+    rng: random.Random,
+    chunks: int,
+    facts_per_chunk: int = 4,
+    two_hop: float = 0.35,
+    names: Sequence[str] = TRAIN_NAMES,
+    same_person: float = 0.08,
 ) -> Episode:
     """Draw one episode of `chunks * facts_per_chunk` facts; `same_person`: share of distractors about the asked person."""
     subject, bridge = rng.sample(list(names), 2)
@@ -86,7 +91,13 @@ def _draw_fact(rng: random.Random, relation: str, person: str, names: Sequence[s
 
 @GENERATOR_REGISTRY.register("synth_facts")
 def synth_facts(
-    num_examples: int, *, seed: int = 0, chunks: Sequence[int] = (2, 3, 4), facts_per_chunk: int = 4, two_hop: float = 0.35, names: str = "train"
+    num_examples: int,
+    *,
+    seed: int = 0,
+    chunks: Sequence[int] = (2, 3, 4),
+    facts_per_chunk: int = 4,
+    two_hop: float = 0.35,
+    names: str = "train",
 ) -> list[dict[str, Any]]:
     """Examples in the public long-context schema (`context`, `input`, `answers`, `index`) with `hops` and `num_chunks` beside.
 
@@ -97,7 +108,9 @@ def synth_facts(
         raise ConfigError(f"names={names!r} is unknown. Known: {', '.join(NAMES)}.")
     most = max(chunks) * facts_per_chunk
     if min(chunks) < 1 or most > len(NAMES[names]) * len(RELATIONS) * 0.9:
-        raise ConfigError(f"chunks={tuple(chunks)} x facts_per_chunk={facts_per_chunk} does not fit the world of {len(NAMES[names])} people.")
+        raise ConfigError(
+            f"chunks={tuple(chunks)} x facts_per_chunk={facts_per_chunk} does not fit the world of {len(NAMES[names])} people."
+        )
     rows = []
     for index in range(num_examples):
         rng = random.Random(f"synth_facts/{seed}/{index}")

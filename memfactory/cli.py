@@ -1,0 +1,114 @@
+"""`memfactory train | list`: the command line. The one place that prints, and where a user's mistake becomes one line.
+
+Knows the commands, not what they do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+import memfactory.agents
+import memfactory.data.generators.synth_facts
+import memfactory.engines.hf
+import memfactory.engines.scripted
+import memfactory.envs
+import memfactory.trainers.mem_grpo_trainer
+import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
+from memfactory.common.config import TrainConfig, read_config
+from memfactory.common.errors import UserError, unknown_name
+from memfactory.common.registry import REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
+from memfactory.common.settings import load_settings
+
+USAGE = """memfactory: train agents that manage their own memory
+
+  memfactory train [CONFIG.yaml] [--flag value ...]   train an agent; `memfactory train --help` lists the flags
+  memfactory list [--import my_parts.py ...]          what is registered, one line each, with its options
+
+Both take --import FILE.py (or a module) to make your own parts known."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one clear message and exit code 2, without a traceback."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False, show_time=False)],
+    )
+    for noisy in ("httpx", "matplotlib", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"train": train, "list": list_parts}
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            Console().print(USAGE, highlight=False)
+            return 0
+        if arguments[0] not in commands:
+            raise unknown_name("command", arguments[0], commands)
+        commands[arguments[0]](arguments[1:])
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What was saved stays; start again with --resume True to go on.")
+        return 130
+    return 0
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`memfactory train`."""
+    load_settings()
+    config = read_config(arguments)
+    import_plugins(config.plugins)
+    trainer_class = TRAINER_REGISTRY.get(config.trainer)
+    trainer = trainer_class(config)
+    explain(config, trainer.total_steps, trainer.updates_per_step)
+    last = trainer.train()
+    logging.getLogger(__name__).info("Done. Last checkpoint: %s (transformers and vLLM load it)", last)
+
+
+def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
+    """Say in plain words what the counts mean: `gradient_accumulation_steps` and `save_steps` of published runs surprise people."""
+    log = logging.getLogger(__name__)
+    if config.trainer == "mem_grpo":
+        log.info(
+            "One step: %d x %d = %d examples x %d attempts rolled out together, then %d optimizer update(s). "
+            "%d steps; a checkpoint every %d.",
+            config.batch_size, config.gradient_accumulation_steps, config.examples_per_step, config.num_generations,
+            updates_per_step, steps, config.save_steps,
+        )  # fmt: skip
+        if config.gradient_accumulation_steps > 1:
+            log.info(
+                "The public trainer counted a step per %d example(s) and updated once per %d of them: its 250 steps are 10 updates.",
+                config.batch_size, config.gradient_accumulation_steps,
+            )  # fmt: skip
+
+
+def list_parts(arguments: Sequence[str]) -> None:
+    """`memfactory list`."""
+    names = list(arguments)
+    if names and names[0] not in ("--import", "--plugins"):
+        raise unknown_name("flag of memfactory list", names[0], ["--import"])
+    import_plugins(names[1:])
+    console = Console(soft_wrap=True, highlight=False)
+    for registry in REGISTRIES:
+        console.print(f"[bold]{registry.kind}[/]")
+        for name, part in registry.items():
+            first_line = (part.__doc__ or "").strip().splitlines()
+            console.print(f"  {name:<24} {_escape(first_line[0]) if first_line else ''}")
+            slots = [f"{slot}={module}" for slot, module in getattr(part, "slots", {}).items()] if isinstance(part, type) else []
+            options = [*slots, *describe_options(part)]
+            if options:
+                console.print(f"  {'':<24} [dim]{_escape(', '.join(options))}[/]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
