@@ -15,6 +15,7 @@ from memfactory.data.generators.synth_facts import synth_facts
 
 SETS = {
     "train": {"num_examples": 3072, "seed": 1, "chunks": (2, 3, 4), "names": "train"},
+    "dev": {"num_examples": 64, "seed": 6, "chunks": (2, 3, 4), "names": "train"},
     "eval": {"num_examples": 160, "seed": 2, "chunks": (2, 3, 4), "names": "train"},
     "eval_8chunks": {"num_examples": 160, "seed": 3, "chunks": (8,), "names": "train"},
     "eval_16chunks": {"num_examples": 160, "seed": 4, "chunks": (16,), "names": "train"},

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import transformers
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -33,23 +34,30 @@ Both take --import FILE.py (or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one clear message and exit code 2, without a traceback."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False, show_time=False)],
-    )
-    for noisy in ("httpx", "matplotlib", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"train": train, "list": list_parts}
-    try:
+
+    def command() -> None:
         if not arguments or arguments[0] in ("-h", "--help"):
             Console().print(USAGE, highlight=False)
-            return 0
-        if arguments[0] not in commands:
+        elif arguments[0] not in commands:
             raise unknown_name("command", arguments[0], commands)
-        commands[arguments[0]](arguments[1:])
+        else:
+            commands[arguments[0]](arguments[1:])
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run a script's body: a user's mistake is one clear message and exit code 2, without a traceback."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, show_time=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    for noisy in ("httpx", "matplotlib", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        command()
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return 2

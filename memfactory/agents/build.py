@@ -31,7 +31,7 @@ def local_models(
     """Chat models over weights in this process: the policy, and the reference if its weights are given."""
 
     def chat(weights: PreTrainedModel) -> LocalChat:
-        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16)  # type: ignore[arg-type]
+        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16)
         return LocalChat(tokenizer, engine, max_prompt_length)
 
     chats: dict[str, ChatModel] = {"policy": chat(model)}

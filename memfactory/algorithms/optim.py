@@ -46,7 +46,8 @@ def build_optimizers(
     if name not in OPTIMIZERS:
         raise ConfigError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and id(parameter) not in embeddings else others).append(parameter)

@@ -71,7 +71,7 @@ class MicroBatch:
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch with its tensors on `device`."""
         tensors = {name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights")}
-        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

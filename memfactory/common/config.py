@@ -157,7 +157,7 @@ def read_config(arguments: Sequence[str]) -> TrainConfig:
     """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
-    parser = HfArgumentParser([TrainConfig], prog="memfactory train", allow_abbrev=False)
+    parser = HfArgumentParser(TrainConfig, prog="memfactory train", allow_abbrev=False)  # type: ignore[arg-type]
     if arguments and not arguments[0].startswith("-"):
         parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), known))
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)

@@ -40,7 +40,7 @@ class LocalChat:
         ids = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
         )
-        return tuple(ids)  # type: ignore[arg-type]
+        return tuple(ids)
 
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         prompt = self.encode(messages)

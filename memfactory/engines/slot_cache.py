@@ -13,6 +13,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 
+def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """(keys, values) of each layer of a prefilled cache, [rows, heads, width, dim]."""
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr,misc]
+
+
 class SlotCache(Cache):
     """Keys and values [layers, slots, heads, length, dim], grown in length as rows need it."""
 
@@ -27,7 +32,8 @@ class SlotCache(Cache):
     def adopt(self, like: DynamicCache) -> None:
         """Take the number of layers and the heads, dims and types of a prefilled cache as this one's."""
         if self._like is None:
-            self._like = (len(like.layers), like.layers[0].keys[:1, :, :0], like.layers[0].values[:1, :, :0])
+            keys, values = _tensors(like)[0]
+            self._like = (len(like.layers), keys[:1, :, :0], values[:1, :, :0])
 
     def reserve(self, length: int) -> None:
         """Make room for `length` positions per slot; what is there stays."""
@@ -47,10 +53,10 @@ class SlotCache(Cache):
     def insert(self, prefilled: DynamicCache, rows: Tensor, owners: Tensor) -> None:
         """Copy row `owners[i]` of a prefilled cache into slot `rows[i]`."""
         assert self.keys is not None and self.values is not None
-        for at, layer in enumerate(prefilled.layers):
-            width = layer.keys.shape[2]
-            self.keys[at, rows, :, :width] = layer.keys[owners]
-            self.values[at, rows, :, :width] = layer.values[owners]
+        for at, (keys, values) in enumerate(_tensors(prefilled)):
+            width = keys.shape[2]
+            self.keys[at, rows, :, :width] = keys[owners]
+            self.values[at, rows, :, :width] = values[owners]
 
     def move(self, target: Tensor, source: Tensor) -> None:
         """Copy slots onto others, to close holes."""

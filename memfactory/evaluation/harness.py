@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from memfactory.agents.base import BaseAgent
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
@@ -27,6 +28,20 @@ class Scores:
     """[n][1]."""
     trajectories: list[Trajectory] = field(repr=False)
     """The greedy attempts, [n], for people to read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as JSON holds them: NaN becomes null; trajectories are left out."""
+        return {
+            "dataset": self.dataset,
+            "sampled": [[None if math.isnan(s) else s for s in row] for row in self.sampled],
+            "greedy": [[None if math.isnan(s) else s for s in row] for row in self.greedy],
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Scores:
+        """Take back what `to_dict` gave."""
+        sampled, greedy = ([[math.nan if s is None else s for s in row] for row in saved[key]] for key in ("sampled", "greedy"))
+        return cls(saved["dataset"], sampled, greedy, [])
 
     @property
     def avg_at_k(self) -> Mean:
@@ -50,7 +65,7 @@ def evaluate(
     temperature: float = 1.0,
     seed: int = 0,
     batch: int = 64,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], Any] | None = None,
 ) -> Scores:
     """k sampled attempts (avg@k) and one greedy attempt per example, for the first `limit` examples (0: all).
 

@@ -6,6 +6,7 @@ A *step* is one rollout batch (or one supervised batch); an *update* is one opti
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import random
 import time
@@ -94,8 +95,7 @@ class BaseTrainer(ABC):
         config = self.config
         if self._resume_from is not None:
             self._restore(self._resume_from)
-        names = [*config.report_to, *(["swanlab"] if config.wandb_name and "swanlab" not in config.report_to else [])]
-        trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1)
+        trackers = build_trackers(_tracker_names(config), self.output_dir, config.wandb_name, config.to_dict(), self.step + 1)
         saved = self._resume_from
         try:
             with tqdm(total=self.total_steps, initial=self.step, desc=config.trainer, unit="step", dynamic_ncols=True) as bar:
@@ -194,3 +194,14 @@ class BaseTrainer(ABC):
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
         log.info("Resumed from %s at step %d", folder, self.step)
+
+
+def _tracker_names(config: TrainConfig) -> list[str]:
+    """Those asked for; `--wandb_name` alone means SwanLab, as in the public launchers, if it is installed."""
+    names = list(config.report_to)
+    if config.wandb_name and not names:
+        if importlib.util.find_spec("swanlab") is None:
+            log.warning("--wandb_name %s: swanlab is not installed, so only metrics.jsonl is written.", config.wandb_name)
+        else:
+            names.append("swanlab")
+    return names

@@ -40,7 +40,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device), tokenizer
+    return model.to(device), tokenizer  # type: ignore[arg-type]
 
 
 def looks_local(path: str) -> bool:

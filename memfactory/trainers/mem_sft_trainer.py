@@ -53,7 +53,7 @@ class MemSFTTrainer(BaseTrainer):
         return {"loss": total, "grad_norm": norm, "lr": lr, "tokens": sum(map(len, samples))}
 
     def _sample(self, row: dict[str, Any], number: int) -> Sample:
-        prompt = self.tokenizer.apply_chat_template(
+        prompt: Any = self.tokenizer.apply_chat_template(
             row["messages"], add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
         )
         response = [*self.tokenizer(row["response"], add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]

@@ -64,7 +64,7 @@ def draw_episode(
     subject, bridge = rng.sample(list(names), 2)
     if rng.random() < two_hop:
         link, relation = rng.choice(PERSON_RELATIONS), rng.choice(list(VALUES))
-        gold = (Fact(link, subject, bridge), Fact(relation, bridge, rng.choice(VALUES[relation])))
+        gold: tuple[Fact, ...] = (Fact(link, subject, bridge), Fact(relation, bridge, rng.choice(VALUES[relation])))
         question = f"{relation} {link} {subject} ?"
     else:
         relation = rng.choice(RELATIONS)

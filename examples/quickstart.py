@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""The quick start: evaluate the tiny base, train its memory by GRPO, evaluate again on the same held-out questions.
+
+Run by `bash examples/quickstart.sh`. Everything lands in output/quickstart; a second start goes on where the first
+stopped, or says that it is done; `--fresh` starts over. Any training flag may follow (`--max_steps 20`, `--seed 1`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from memfactory.cli import explain, guarded
+from memfactory.common.config import TrainConfig, read_config
+from memfactory.common.files import read_json
+from memfactory.envs.longcontext import LongcontextEnv
+from memfactory.evaluation.compare import comparison, score_model
+from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.report import plot_curves, table, write_report
+from memfactory.trainers.checkpoint import load_model
+from memfactory.trainers.mem_grpo_trainer import MemTrainer, agent_options
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = {
+    "2-4 chunks (trained)": "eval.json",
+    "8 chunks (never trained)": "eval_8chunks.json",
+    "new names (never trained)": "eval_newnames.json",
+}
+console = Console()
+
+
+def score(name: str, folder: str, config: TrainConfig, limit: int) -> dict[str, Scores]:
+    """Sampled and greedy exact match of a model folder on the held-out sets."""
+    model, tokenizer = load_model(folder)
+    envs = {label: LongcontextEnv(str(ROOT / "datas/tiny" / file), tokenizer) for label, file in SETS.items()}
+    return score_model(name, model, tokenizer, config.agent_type, agent_options(config), envs, Path(config.output_dir), limit=limit)
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    arguments = [a for a in sys.argv[1:] if a != "--fresh"]
+    limit = int(os.environ.get("QUICKSTART_EVAL_SAMPLES", "0"))  # 0: all questions; the tests take a few
+    config = read_config(["examples/configs/tiny.yaml", "--output_dir", "output/quickstart", *arguments, "--resume", "True"])
+    output = Path(config.output_dir)
+    if "--fresh" in sys.argv:
+        shutil.rmtree(output, ignore_errors=True)
+    if (output / "report.json").is_file():
+        report = read_json(output / "report.json")
+        console.print(table(report["results"], report["paired"]))
+        console.print(f"Already done in {report['minutes']} minutes: {output}/report.md. Start over with --fresh.")
+        return
+    torch.set_num_threads(config.threads or 1)
+    start = time.time()
+    console.print("[bold]1/3 The base on held-out questions[/]")
+    before = score("base", str(config.model_name_or_path), config, limit)
+    console.print("[bold]2/3 Train MemoryAgent with MemTrainer (GRPO)[/]")
+    trainer = MemTrainer(config)
+    explain(config, trainer.total_steps, trainer.updates_per_step)
+    last = trainer.train()
+    console.print("[bold]3/3 The trained model on the same questions[/]")
+    after = score("trained", str(last), config, limit)
+    results, paired = comparison(before, after)
+    weights = Path(str(config.model_name_or_path)) / "model.safetensors"
+    about = {
+        "minutes": round((time.time() - start) / 60, 1),
+        "cpu_minutes_of_training": round(trainer.cpu_seconds / 60, 1),
+        "base_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {config.threads} thread(s)",
+        "torch": torch.__version__,
+        "config": config.to_dict(),
+    }
+    write_report(output, results, paired, about, "# Quick start: what GRPO taught the tiny memory agent")
+    plot_curves(output / "metrics.jsonl", output / "learning_curve.png", "MemoryAgent on the tiny model")
+    console.print(table(results, paired))
+    console.print(
+        f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, trajectories/, last/ (the model)."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

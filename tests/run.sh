@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Install the test requirements and run the tests: the fast ones, or with --all the slow ones too (launchers, quick start,
+# kill and resume). Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source examples/environment.sh requirements-test.txt
+# One thread: bitwise promises and short tests, also on a busy machine.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+if [ "${1:-}" = "--all" ]; then
+    shift
+    ruff check . && ruff format --check . && mypy
+    exec python -m pytest --durations=5 "$@"
+fi
+exec python -m pytest -m "not slow" --durations=5 "$@"
