@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import transformers
 from rich.console import Console
-from rich.logging import RichHandler
 
 import memfactory.agents
 import memfactory.data.generators.synth_facts
@@ -51,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[], None]) -> int:
     """Run a script's body: a user's mistake is one clear message and exit code 2, without a traceback."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, show_time=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "matplotlib", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

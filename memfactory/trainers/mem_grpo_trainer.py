@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import random
 import resource
+import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -233,7 +234,8 @@ class MemTrainer(BaseTrainer):
     def _peak_memory(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def agent_options(config: TrainConfig) -> dict[str, Any]:
