@@ -24,15 +24,15 @@ from memfactory.common.files import read_json
 from memfactory.envs.longcontext import LongcontextEnv
 from memfactory.evaluation.compare import comparison, score_model
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.report import plot_curves, table, write_report
+from memfactory.evaluation.report import table, write_report
 from memfactory.trainers.checkpoint import load_model
 from memfactory.trainers.mem_grpo_trainer import MemTrainer, agent_options
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = {
-    "2-4 chunks (trained)": "eval.json",
-    "8 chunks (never trained)": "eval_8chunks.json",
-    "new names (never trained)": "eval_newnames.json",
+    "2-4 chunks": "eval.json",  # the lengths of the training data
+    "8 chunks (unseen)": "eval_8chunks.json",
+    "new names (unseen)": "eval_newnames.json",
 }
 console = Console()
 
@@ -78,7 +78,6 @@ def main() -> None:
         "config": config.to_dict(),
     }
     write_report(output, results, paired, about, "# Quick start: what GRPO taught the tiny memory agent")
-    plot_curves(output / "metrics.jsonl", output / "learning_curve.png", "MemoryAgent on the tiny model")
     console.print(table(results, paired))
     console.print(
         f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, trajectories/, last/ (the model)."

@@ -148,7 +148,14 @@ class BaseAgent(ABC):
         ]
 
         async def every() -> list[Trajectory]:
-            return list(await asyncio.gather(*(self._attempt(view, session) for view, session in sessions)))
+            tasks = [asyncio.ensure_future(self._attempt(view, session)) for view, session in sessions]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException:  # a bug or Ctrl-C in one attempt: the others must not linger in the engine
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
 
         return run_on_loop(every())
 

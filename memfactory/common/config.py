@@ -63,7 +63,6 @@ class TrainConfig:
     max_generate_length: int | None = _option(None, "Most tokens sampled in a turn.")
     train_extraction: bool | None = _option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
     train_update: bool | None = _option(None, "Role of the stage update: True is policy, False policy_nograd.")
-    engine: str = _option("hf", "Which engine samples: a key of ENGINE_REGISTRY.")
     engine_slots: int = _option(192, "Most requests that decode together.")
 
     # Credit and loss
@@ -138,7 +137,9 @@ class TrainConfig:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what a run computes: what may change on resume is left out."""
-        kept = {k: v for k, v in self.to_dict().items() if k not in _FREE_ON_RESUME}
+        # A schedule that falls with the length of the run makes that length part of what each step computes.
+        free = _FREE_ON_RESUME - ({"max_steps", "epoch"} if self.lr_schedule != "constant" else set())
+        kept = {k: v for k, v in self.to_dict().items() if k not in free}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -72,6 +72,12 @@ class Models:
         """The role that answers a stage."""
         return self.roles.get(stage, "policy")
 
+    def weights_changed(self) -> None:
+        """Tell every engine in this process that its weights were updated."""
+        for chat in self.chats.values():
+            if isinstance(chat, LocalChat):
+                chat.engine.weights_changed()
+
     def session(self, *, sampling: Sampling, stream: tuple[int, ...], training: bool, trajectory: Trajectory | None = None) -> Session:
         """A fresh line for one attempt. `sampling` holds the temperature and top-p; modules say the length."""
         return Session(self, sampling, stream, training, trajectory or Trajectory())

@@ -83,6 +83,8 @@ class HFEngine:
 
     async def complete(self, prompt_ids: tuple[int, ...], sampling: Sampling) -> Completion:
         """Sample one continuation; `PromptTooLong` if the model has no position left for it."""
+        if sampling.max_tokens < 1:
+            raise ConfigError(f"max_tokens {sampling.max_tokens}: a turn needs room for at least one token.")
         room = self.max_length - len(prompt_ids)
         if not prompt_ids or room < 1:
             raise PromptTooLong(f"A prompt of {len(prompt_ids)} tokens does not fit the model's {self.max_length} positions.")

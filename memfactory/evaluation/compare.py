@@ -6,6 +6,7 @@ Knows no training. The folder `scores/` holds one JSON per model and data set, `
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def score_model(
     key = {"weights": weights_hash(model), "agent": agent, "agent_options": dict(agent_options), "k": k, "limit": limit, "seed": seed}
     scores: dict[str, Scores] = {}
     for dataset, env in envs.items():
-        path = folder / "scores" / f"{name}-{dataset}.json"
+        slug = f"{name}-{re.sub('[^0-9A-Za-z]+', '-', dataset).strip('-')}"
+        path = folder / "scores" / f"{slug}.json"
         if path.is_file() and (saved := read_json(path))["key"] == key:
             scores[dataset] = Scores.from_dict(saved)
             continue
@@ -58,7 +60,7 @@ def score_model(
             result = evaluate(built, models, env, name=dataset, k=k, limit=limit, seed=seed, on_progress=bar.update)
             bar.set_postfix(sampled=f"{result.avg_at_k.value:.3f}", greedy=f"{result.greedy_mean.value:.3f}")
         texts = [transcript(env[at], t, result.greedy[at][0]) for at, t in enumerate(result.trajectories[:shown])]
-        write_text(folder / "trajectories" / f"{name}-{dataset}.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
+        write_text(folder / "trajectories" / f"{slug}.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
         write_json(path, {"key": key} | result.to_dict())
         scores[dataset] = result
     return scores

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE
 from rich.table import Table
 
 from memfactory.common.files import read_jsonl, write_json, write_text
@@ -38,46 +37,36 @@ def paired_rows(before: Scores, after: Scores) -> list[Row]:
     return rows
 
 
-def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
-    """Results and differences as one terminal table, a row per data set and model."""
-    k = results[0]["k"]
-    head = Table(title="Held-out exact match")
-    for name in ("data set", "n", "model", f"avg@{k} sampled", "greedy", "gain sampled [95 %]", "gain greedy [95 %]"):
-        head.add_column(name, justify="left" if name in ("data set", "model") else "right")
+def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
+    """Lines of the table: each data set's models, then the gain of the trained one over the base, with its interval."""
+    lines = []
     for row in results:
-        gains = {p["metric"]: p for p in paired if p["dataset"] == row["dataset"]} if row["model"] == "trained" else {}
-        cells = [_gain(gains[m]) if m in gains else "" for m in ("sampled", "greedy")]
-        head.add_row(
-            row["dataset"], str(row["n"]), row["model"], f"{row['avg_at_k']:.3f} ± {row['se']:.3f}", f"{row['greedy']:.3f}", *cells
-        )
-    return head
+        lines.append([row["dataset"], str(row["n"]), row["model"], f"{row['avg_at_k']:.3f} ± {row['se']:.3f}", f"{row['greedy']:.3f}"])
+        gains = {p["metric"]: p for p in paired if p["dataset"] == row["dataset"]}
+        if row["model"] == "trained" and gains:
+            intervals = [f"{gains[m]['diff']:+.3f} [{gains[m]['ci_low']:+.3f}, {gains[m]['ci_high']:+.3f}]" for m in ("sampled", "greedy")]
+            lines.append(["", "", "gain", *intervals])
+    return lines
 
 
-def _gain(pair: Row) -> str:
-    return f"{pair['diff']:+.3f} [{pair['ci_low']:+.3f}, {pair['ci_high']:+.3f}]"
+def _headings(results: Sequence[Row]) -> list[str]:
+    return ["data set", "n", "model", f"sampled (avg@{results[0]['k']})", "greedy"]
+
+
+def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
+    """Results and paired gains as a terminal table."""
+    shown = Table(title="Held-out exact match; gains with 95 % intervals", box=SIMPLE)
+    for name in _headings(results):
+        shown.add_column(name, justify="left" if name in ("data set", "model") else "right", no_wrap=True)
+    for cells in _cells(results, paired):
+        shown.add_row(*cells, style="bold" if cells[2] == "gain" else None)
+    return shown
 
 
 def markdown(results: Sequence[Row], paired: Sequence[Row]) -> str:
     """The same table in Markdown."""
-    k = results[0]["k"]
-    lines = [
-        f"| data set | n | model | avg@{k} sampled | greedy | gain sampled [95 %] | gain greedy [95 %] |",
-        "|---|--:|---|--:|--:|--:|--:|",
-    ]
-    for row in results:
-        gains = {p["metric"]: _gain(p) for p in paired if p["dataset"] == row["dataset"]} if row["model"] == "trained" else {}
-        lines.append(
-            f"| {row['dataset']} | {row['n']} | {row['model']} | {row['avg_at_k']:.3f} ± {row['se']:.3f} | {row['greedy']:.3f} | "
-            f"{gains.get('sampled', '')} | {gains.get('greedy', '')} |"
-        )
-    return "\n".join(lines)
-
-
-def as_text(shown: Table, width: int = 120) -> str:
-    """A rich table as plain text, for files and logs."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=width).print(shown)
-    return buffer.getvalue()
+    lines = [_headings(results), ["---", "--:", "---", "--:", "--:"], *_cells(results, paired)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def write_report(folder: Path, results: list[Row], paired: list[Row], about: Row, preface: str) -> None:
@@ -91,22 +80,32 @@ def write_report(folder: Path, results: list[Row], paired: list[Row], about: Row
 
 
 def plot_curves(metrics: Path, picture: Path, title: str) -> None:
-    """Learning curves of a run as a PNG: reward, held-out scores, entropy and lengths against steps."""
+    """Learning curves of a run as a PNG: the first four of loss, reward, held-out scores, entropy, lengths that it logged."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = read_jsonl(metrics)
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), constrained_layout=True)
-    figure.suptitle(title)
+    keys_seen = {key for row in rows for key in row}
+    held_out = sorted(key for key in keys_seen if key.startswith("eval/") and key != "eval/score")
     panels = [
+        ("Loss", ["loss"] if "reward" not in keys_seen else []),
         ("Training reward (mean of a rollout batch)", ["reward"]),
-        ("Held-out exact match", sorted({k for row in rows for k in row if k.startswith("eval/") and k != "eval/score"})),
+        ("Held-out exact match", held_out),
         ("Entropy (nats) and informative groups (share)", ["entropy", "informative"]),
-        ("Response length (tokens)", sorted({k for row in rows for k in row if k.startswith("length/")})),
+        ("Response length (tokens)", sorted(key for key in keys_seen if key.startswith("length/"))),
+        ("Gradient norm", ["grad_norm"]),
     ]
-    for axis, (name, keys) in zip(axes.flat, panels, strict=True):
+    panels = [(name, [key for key in keys if key in keys_seen]) for name, keys in panels]
+    panels = [(name, keys) for name, keys in panels if keys][:4]
+    figure, axes = pyplot.subplots(
+        -(-len(panels) // 2), 2, figsize=(10, 3.5 * -(-len(panels) // 2)), constrained_layout=True, squeeze=False
+    )
+    figure.suptitle(title)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (name, keys) in zip(axes.flat, panels, strict=False):
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
             label = key.removeprefix("eval/").removeprefix("length/")
@@ -116,8 +115,7 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if len(keys) > 1:
             axis.legend(fontsize=8)
-        if not name.startswith("Response"):
-            axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=0)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

@@ -23,6 +23,7 @@ from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scal
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
 from memfactory.common.tracking import build_trackers
+from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 
 log = logging.getLogger(__name__)
@@ -110,9 +111,12 @@ class BaseTrainer(ABC):
                     bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
                     if config.save_steps and self.step % config.save_steps == 0 and saved is None:
                         saved = self.save()
-            return saved or self.save()
+            saved = saved or self.save()
         finally:
             trackers.close()
+        if (self.output_dir / "metrics.jsonl").stat().st_size:
+            plot_curves(self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir}")
+        return saved
 
     bar_metrics: tuple[str, ...] = ("loss",)
 

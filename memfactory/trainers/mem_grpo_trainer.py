@@ -131,8 +131,7 @@ class MemTrainer(BaseTrainer):
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 first = False
-        for chat in self.models.chats.values():
-            chat.engine.weights_changed()  # type: ignore[attr-defined]
+        self.models.weights_changed()
         seconds = time.perf_counter() - start
         tokens = sum(map(len, rollout.data.samples)) * self.config.num_iterations
         times = {
