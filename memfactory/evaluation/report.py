@@ -55,11 +55,13 @@ def _headings(results: Sequence[Row]) -> list[str]:
 
 def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
     """Results and paired gains as a terminal table."""
-    shown = Table(title="Held-out exact match; gains with 95 % intervals", box=SIMPLE)
-    for name in _headings(results):
-        shown.add_column(name, justify="left" if name in ("data set", "model") else "right", no_wrap=True)
+    numbers = ", ".join(sorted({str(row["n"]) for row in results}))
+    shown = Table(title=f"Held-out exact match, {numbers} questions a set; gains with 95 % intervals", box=SIMPLE, pad_edge=False)
+    for name in (headings := _headings(results)):
+        if name != "n":  # the terminal is 80 columns wide; the files have it
+            shown.add_column(name, justify="left" if name in ("data set", "model") else "right", no_wrap=True, min_width=len(name) + 2)
     for cells in _cells(results, paired):
-        shown.add_row(*cells, style="bold" if cells[2] == "gain" else None)
+        shown.add_row(*(cell for name, cell in zip(headings, cells, strict=True) if name != "n"), style="bold" if "gain" in cells else None)
     return shown
 
 
@@ -85,6 +87,7 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     rows = read_jsonl(metrics)
     keys_seen = {key for row in rows for key in row}
@@ -112,6 +115,7 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
             axis.plot(*zip(*points, strict=True), label=label, linewidth=1.6, marker="o" if len(points) < 20 else None, markersize=3)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step (rollout batch)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if len(keys) > 1:
             axis.legend(fontsize=8)

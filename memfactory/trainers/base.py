@@ -115,7 +115,9 @@ class BaseTrainer(ABC):
         finally:
             trackers.close()
         if (self.output_dir / "metrics.jsonl").stat().st_size:
-            plot_curves(self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir}")
+            plot_curves(
+                self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir.name}"
+            )
         return saved
 
     bar_metrics: tuple[str, ...] = ("loss",)
