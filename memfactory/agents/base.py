@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,8 @@ from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.base import stream_key
 from memfactory.engines.chat import Models, Session
 from memfactory.modules.base import NoOptions
+
+T = TypeVar("T")
 
 
 class BaseAgent(ABC):
@@ -85,8 +87,11 @@ class BaseAgent(ABC):
                 trajectory.answers.append(await self.read(model, trajectory.memory, question))
         else:
             trajectory.memory = await self._write_all(view, model, events, None)
-            answers = await asyncio.gather(*(self.read(model, trajectory.memory, question) for question in view.questions))
-            trajectory.answers.extend(answers)
+            branches = [model.branch(number) for number in range(len(view.questions))]
+            reads = [self.read(branch, trajectory.memory, question) for branch, question in zip(branches, view.questions, strict=True)]
+            trajectory.answers.extend(await _all(reads))
+            for branch in branches:
+                model.join(branch)
 
     async def _write_all(self, view: View, model: Session, events: list[Any], question: str | None) -> Any:
         memory = self.initial(view) if view.memory is None else view.memory
@@ -148,14 +153,7 @@ class BaseAgent(ABC):
         ]
 
         async def every() -> list[Trajectory]:
-            tasks = [asyncio.ensure_future(self._attempt(view, session)) for view, session in sessions]
-            try:
-                return list(await asyncio.gather(*tasks))
-            except BaseException:  # a bug or Ctrl-C in one attempt: the others must not linger in the engine
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
+            return await _all([self._attempt(view, session) for view, session in sessions])
 
         return run_on_loop(every())
 
@@ -182,3 +180,15 @@ class BaseAgent(ABC):
             starts.append(max(border, starts[-1]))
         pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
         return [piece for piece in pieces if piece]
+
+
+async def _all(coroutines: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await all; if one fails (or Ctrl-C comes), the others are cancelled and do not linger in the engine."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

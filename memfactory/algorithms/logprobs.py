@@ -52,9 +52,10 @@ def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: fl
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """No dropout inside the block; the model's mode is put back after it."""
-    was = model.training
+    was = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was)
+        for module, training in was:  # one by one: a part that was kept in eval mode stays so
+            module.training = training

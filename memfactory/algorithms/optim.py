@@ -46,6 +46,8 @@ def build_optimizers(
     if name not in OPTIMIZERS:
         raise ConfigError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():

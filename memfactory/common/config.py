@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -154,26 +154,43 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+class _Parser(HfArgumentParser):
+    """argparse whose complaints are ours: one message, no page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[0].upper()}{message[1:]}. `memfactory train --help` explains the flags.")
+
+
 def read_config(arguments: Sequence[str]) -> TrainConfig:
     """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
-    parser = HfArgumentParser(TrainConfig, prog="memfactory train", allow_abbrev=False)  # type: ignore[arg-type]
     if arguments and not arguments[0].startswith("-"):
-        parser.set_defaults(**_read_yaml(Path(arguments.pop(0)), known))
+        # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
+        arguments = [*_yaml_flags(Path(arguments[0]), known), *arguments[1:]]
+    parser = _Parser(TrainConfig, prog="memfactory train", allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if extra:
         raise unknown_name("flag", extra[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
     return config
 
 
-def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+def _yaml_flags(path: Path, known: set[str]) -> list[str]:
     if not path.is_file():
         raise MissingFileError(f"No such configuration file: {path}.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options, not a {type(values).__name__}.")
-    for key in values:
+    flags: list[str] = []
+    for key, value in values.items():
         if key not in known:
             raise unknown_name(f"key of {path}", str(key), known)
-    return values
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        items = value if isinstance(value, list) else [value]
+        if value is not None and items:
+            flags += [f"--{key}", *map(str, items)]
+    return flags

@@ -39,7 +39,7 @@ def read_json(path: Path, hint: str = "") -> Any:
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
@@ -49,7 +49,7 @@ def read_jsonl(path: Path, hint: str = "") -> list[dict[str, Any]]:
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -58,10 +58,17 @@ def read_jsonl(path: Path, hint: str = "") -> list[dict[str, Any]]:
     return rows
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder beside `path`, then rename it into place: `path` is whole or does not exist. It must not exist before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Fill a folder beside `path`, then rename it into place: `path` is whole or does not exist. An older one is replaced."""
+    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -70,9 +77,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
+        if path.exists():
+            os.rename(path, old)
         os.rename(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def point(link: Path, target: str) -> None:

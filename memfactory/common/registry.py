@@ -7,6 +7,7 @@ class MyModule(BaseModule): ...
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -89,6 +90,10 @@ def build_options(owner: str, options: type[T], given: Mapping[str, Any]) -> T:
     for name in given:
         if name not in known:
             raise unknown_name(f"option of {owner}", name, known)
+    empty = dataclasses.MISSING
+    required = {f.name for f in dataclasses.fields(options) if f.default is empty and f.default_factory is empty}  # type: ignore[arg-type]
+    if missing := sorted(required - set(given)):
+        raise ConfigError(f"{owner} needs the option(s) {', '.join(missing)}. It has: {', '.join(sorted(known))}.")
     return options(**given)
 
 
@@ -128,11 +133,15 @@ def import_plugins(names: list[str]) -> None:
 def _import_file(path: Path) -> None:
     if not path.is_file():
         raise MissingFileError(f"--import {path}: no such file. Give the path of a Python file that registers your parts.")
-    name = f"memfactory_plugin_{path.stem}"
+    name = f"memfactory_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # a file that failed must fail again, not pass for imported
+        raise

@@ -16,6 +16,9 @@ from memfactory.common.errors import ConfigError, PromptTooLong, unknown_name
 from memfactory.common.types import Messages, Sampling, Trajectory, Turn
 from memfactory.engines.base import Engine
 
+BRANCH = 1 << 32
+"""Added to a branch's number in its streams: no turn has so high a number."""
+
 ROLES = ("policy", "policy_nograd", "reference")
 
 
@@ -100,15 +103,31 @@ class Session:
         turns = self.trajectory.turns
         at = len(turns)
         role = self.models.role(stage)
+        if role not in self.models.chats:
+            here = ", ".join(self.models.chats) or "none"
+            raise ConfigError(f"The stage {stage} is answered by {role!r}, but no such model was made. Here: {here}.")
         sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at))
         turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
         turn = await self.models.chats[role].chat(messages, stage, sampling)
         turn = replace(turn, trainable=role == "policy" and self.training)
         turns[at] = turn
-        self.trajectory.outputs[stage] = turn.text
+        if all(later.stage != stage for later in turns[at + 1 :]):  # the last one asked, not the last one answered
+            self.trajectory.outputs[stage] = turn.text
         if turn.finish == "length":
             self.count(f"truncated_{stage}")
         return turn
+
+    def branch(self, number: int) -> Session:
+        """A line for work done beside other work (a question among several): its own record and random streams."""
+        return replace(self, stream=(*self.stream, BRANCH + number), trajectory=Trajectory())
+
+    def join(self, branch: Session) -> None:
+        """Take a finished branch's record into this one's: turns come in the order of joining."""
+        mine, other = self.trajectory, branch.trajectory
+        mine.turns += other.turns
+        mine.outputs |= other.outputs
+        mine.report.update(other.report)
+        mine.steps += other.steps
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to the trajectory's report."""

@@ -131,14 +131,17 @@ class HFEngine:
         number = min(self.slots - live, len(self._waiting))
         # Admission in small waves: one prefill of several prompts costs less, and a lone tail is never starved.
         if number and (live == 0 or number >= min(16, 1 + live // 8)):
-            admitted, self._waiting = self._waiting[:number], self._waiting[number:]
             with autocast(self.device, self.bf16):
-                self._admit(admitted)
+                self._admit(self._waiting[:number])
+            self._waiting = self._waiting[number:]  # only now: a prefill that fails must reach those it was for
         elif live < 0.75 * len(self._rows):
             self._close_holes()
         if not any(self._rows):
             self._rows = []
             return []
+        holes = [at for at, row in enumerate(self._rows) if row is None]
+        if holes:  # a hole keeps writing: park it where the next prefill overwrites before anything reads
+            self.positions[torch.tensor(holes, device=self.device)] = 0
         return self._decode()
 
     def _admit(self, requests: list[_Request]) -> None:
@@ -228,7 +231,7 @@ class HFEngine:
         return output.logits[:, -1]
 
     def _collect(self, tokens: list[int], logprobs: list[float]) -> list[tuple[_Request, Completion]]:
-        ended, freed = [], []
+        ended = []
         for at, request in enumerate(self._rows):
             if request is None:
                 continue
@@ -239,9 +242,6 @@ class HFEngine:
                 finish: Finish = "stop" if stopped else "length"
                 ended.append((request, Completion(tuple(request.ids), tuple(request.logprobs), finish)))
                 self._rows[at] = None
-                freed.append(at)
-        if freed:  # a hole keeps writing, at a position that is overwritten before it is read again
-            self.positions[torch.tensor(freed, device=self.device)] = 0
         return ended
 
 

@@ -50,7 +50,9 @@ class BaseTrainer(ABC):
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers 5.23 renamed it and warns of the old name; older versions have only that.
+            enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.optimizers = build_optimizers(
             self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2)
         )

@@ -54,8 +54,6 @@ def save_checkpoint(
     """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json."""
     folder = output_dir / f"checkpoint-{step:06d}"
     output_dir.mkdir(parents=True, exist_ok=True)
-    if folder.exists():  # the same step, saved by a run that went on from an older checkpoint
-        shutil.rmtree(folder)
     with new_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -106,6 +106,8 @@ def synth_facts(
     """
     if names not in NAMES:
         raise ConfigError(f"names={names!r} is unknown. Known: {', '.join(NAMES)}.")
+    if two_hop > 0 and min(chunks) * facts_per_chunk < 2:
+        raise ConfigError(f"chunks={tuple(chunks)} of {facts_per_chunk} fact(s) have no room for two hops; set two_hop=0.")
     most = max(chunks) * facts_per_chunk
     if min(chunks) < 1 or most > len(NAMES[names]) * len(RELATIONS) * 0.9:
         raise ConfigError(
