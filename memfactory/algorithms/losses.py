@@ -50,7 +50,8 @@ def clipped_surrogate(
 def k3_kl(logprobs: Tensor, ref: Tensor) -> Tensor:
     """The k3 estimate of KL(policy || reference) per token, `exp(d) - d - 1` with d = ref - logprobs, bounded as MemAgent's.
 
-    Non-negative and of low variance. As a loss its gradient is that of the reverse estimate (trainer.md trap 16).
+    Non-negative and of low variance. As a loss its expected gradient is not exactly the KL's (that
+    of k2 is), which is why it is MemAgent's small coefficient and not a constraint.
     """
     d = (ref - logprobs).clamp(-10.0, 10.0)
     return torch.exp(d) - d - 1

@@ -18,7 +18,7 @@ OPTIMIZERS = ("adamw", "muon")
 def lr_scale(update: int, warmup: int, total: int | None, schedule: str) -> float:
     """Factor on the learning rate of update number `update` (from 0): linear warm-up, then the schedule.
 
-    `trapezoid` is constant to half of `total`, then linear down to 5 %; `constant` needs no `total`.
+    `trapezoid` is constant for half of what follows the warm-up, then linear down to 5 %; `constant` needs no `total`.
     """
     if schedule not in SCHEDULES:
         raise ConfigError(f"Unknown lr_schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
@@ -41,7 +41,7 @@ def build_optimizers(
 ) -> list[Optimizer]:
     """AdamW for all, or Muon for the hidden matrices with AdamW for the rest. Norms, biases and embeddings do not decay.
 
-    Muon (Jordan et al., 2024) trains a tiny model from scratch in a third of AdamW's steps (docs/tiny.md).
+    Muon: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
     """
     if name not in OPTIMIZERS:
         raise ConfigError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")

@@ -1,7 +1,7 @@
 """From turns to tensors: which tokens are trained, with what weight, in micro-batches under a token budget.
 
 One denominator is computed for a whole optimizer update before its first backward pass and is divided into the weights,
-so the gradient is the same for any micro-batch size (trainer.md trap 15). Rows are padded on the right under causal
+so the gradient is the same for any micro-batch size. Rows are padded on the right under causal
 attention: what is past a row's end cannot reach it, and no mask is needed.
 """
 
@@ -154,7 +154,8 @@ def pack(
     """The turns worth training on. Turns of zero advantage (groups without variance) are dropped.
 
     `truncated` says what a response cut off at its length limit gets: `train` (its advantage; no end token is ever
-    added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty).
+    added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty,
+    so it is trained also where its group has no variance).
     """
     if truncated not in TRUNCATED:
         raise ConfigError(f"Unknown policy for truncated responses {truncated!r}. Known: {', '.join(TRUNCATED)}.")

@@ -45,16 +45,24 @@ def read_json(path: Path, hint: str = "") -> Any:
 
 
 def read_jsonl(path: Path, hint: str = "") -> list[dict[str, Any]]:
-    """Parse a JSON-lines file; an error names the line. A missing file is `MissingFileError` with `hint`."""
+    """Parse a JSON-lines file of objects; an error names the line. A missing file is `MissingFileError` with `hint`."""
+    return [row for _, row in numbered_jsonl(path, hint)]
+
+
+def numbered_jsonl(path: Path, hint: str = "") -> list[tuple[int, dict[str, Any]]]:
+    """The same with the number of each object's line, for errors about what is in it; blank lines are skipped."""
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     rows = []
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected an object, got {line.strip():.60}.")
+            rows.append((number, row))
     return rows
 
 

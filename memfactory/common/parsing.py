@@ -43,7 +43,7 @@ def last_boxed(text: str) -> str | None:
 def normalize_math(text: str) -> str:
     """MemAgent's normal form of an answer: lower case, LaTeX spelling differences and all spaces removed.
 
-    Articles and punctuation stay (paradigms.md 2.5, after the official reward function).
+    Articles and punctuation stay (the rule of MemAgent's reward, arXiv 2507.02259, after MATH's).
     """
     text = text.lower()
     for old, new in (("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),

@@ -29,7 +29,7 @@ MEMORY_UPDATE_CHUNK_FIRST = (
     _READ + "<problem>\n<<question>>\n</problem>\n\n<section>\n<<section>>\n</section>\n\n"
     "<memory>\n<<memory>>\n</memory>\n\nUpdated memory:\n"
 )
-"""The same turn with the section first: attempts of a group then share a long prefix (trainer.md 4.2)."""
+"""The same turn with the section first: attempts of a group then share a long prefix."""
 
 MEMORY_ANSWER = (
     "You are given a problem and a memory. Answer the problem using the memory and put the final answer in \\boxed{}.\n\n"

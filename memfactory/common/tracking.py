@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,9 @@ class JsonlTracker:
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float], histograms: Mapping[str, list[float]], texts: Mapping[str, str]) -> None:
-        row = {"step": step, **metrics, **histograms}
-        self._file.write(json.dumps(row) + "\n")
+        # A norm that is not finite is null: JSON has no NaN, and other readers would refuse the line.
+        numbers = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **numbers, **histograms}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -120,4 +122,5 @@ class Trackers:
 def build_trackers(names: list[str], output_dir: Path, run_name: str | None, config: Mapping[str, Any], first_step: int) -> Trackers:
     """`metrics.jsonl` and the named ones."""
     keys = dict.fromkeys(["jsonl", *names])
-    return Trackers([TRACKER_REGISTRY.get(key)(output_dir, run_name, config, first_step) for key in keys])
+    classes = [TRACKER_REGISTRY.get(key) for key in keys]  # an unknown name fails before anything is touched
+    return Trackers([tracker(output_dir, run_name, config, first_step) for tracker in classes])

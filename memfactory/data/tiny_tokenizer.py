@@ -2,7 +2,8 @@
 
 Each fixed block of the project's prompts has one token of its own, so that a model of under a million parameters runs
 the very templates that Qwen3 runs at the price of six tokens. Reserved rows leave room for blocks of later prompts.
-Spaces before words belong to the word (as in SentencePiece); a newline is a token.
+Spaces before words belong to the word (as in SentencePiece); a newline is a token. Two limits come with that: the space
+mark itself (U+2581) reads as a space, and a word glued to a fixed block comes back with a space between.
 """
 
 from __future__ import annotations

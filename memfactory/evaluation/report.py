@@ -110,9 +110,16 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.set_visible(False)
     for axis, (name, keys) in zip(axes.flat, panels, strict=False):
         for key in keys:
-            points = [(row["step"], row[key]) for row in rows if key in row]
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             label = key.removeprefix("eval/").removeprefix("length/")
-            axis.plot(*zip(*points, strict=True), label=label, linewidth=1.6, marker="o" if len(points) < 20 else None, markersize=3)
+            axis.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                label=label,
+                linewidth=1.6,
+                marker="o" if len(points) < 20 else None,
+                markersize=3,
+            )
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("step (rollout batch)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

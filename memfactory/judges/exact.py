@@ -20,7 +20,7 @@ def boxed_answer(text: str) -> str | None:
 
 @SCORER_REGISTRY.register("boxed_em")
 def boxed_em(text: str, golds: Sequence[str]) -> float:
-    """1 if the last box equals a gold answer in MemAgent's normal form; no box is 0 (paradigms.md 2.5)."""
+    """1 if the last box equals a gold answer in MemAgent's normal form; no box is 0 (arXiv 2507.02259)."""
     answer = boxed_answer(text)
     if answer is None:
         return 0.0

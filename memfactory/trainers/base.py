@@ -19,9 +19,11 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scale, set_lr
+from memfactory.algorithms.credit import CREDITS
+from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
+from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
 from memfactory.common.config import TrainConfig
-from memfactory.common.errors import ConfigError
+from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.tracking import build_trackers
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
@@ -33,6 +35,7 @@ class BaseTrainer(ABC):
     """The loop around `training_step`, with everything that makes it resumable."""
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        _check_choices(config)
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -202,6 +205,16 @@ class BaseTrainer(ABC):
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
         log.info("Resumed from %s at step %d", folder, self.step)
+
+
+def _check_choices(config: TrainConfig) -> None:
+    """Names that are read in the first step, checked before anything is loaded or written."""
+    choices = {
+        "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
+    }  # fmt: skip
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise unknown_name(name, getattr(config, name), known)
 
 
 def _tracker_names(config: TrainConfig) -> list[str]:

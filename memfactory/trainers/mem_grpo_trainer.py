@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
 from memfactory.algorithms.credit import assign_credit, paid_stages
-from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
+from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs, without_dropout
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
 from memfactory.common.config import TrainConfig
@@ -81,6 +81,7 @@ class MemTrainer(BaseTrainer):
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
         loss = LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
+        without_dropout(self.model)
         self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)

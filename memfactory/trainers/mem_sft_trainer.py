@@ -13,7 +13,7 @@ from memfactory.algorithms.logprobs import autocast, response_logprobs
 from memfactory.algorithms.packing import Sample, TrainBatch
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError
-from memfactory.common.files import read_jsonl
+from memfactory.common.files import numbered_jsonl
 from memfactory.common.registry import TRAINER_REGISTRY
 from memfactory.trainers.base import BaseTrainer
 
@@ -25,10 +25,13 @@ class MemSFTTrainer(BaseTrainer):
     def __init__(self, config: TrainConfig, model: Any = None, tokenizer: Any = None) -> None:
         if not config.data_path:
             raise ConfigError("--data_path is required: a JSONL file of turns {messages, response}.")
-        self.rows = read_jsonl(Path(config.data_path), "Give the JSONL file of turns by --data_path.")
-        for number, row in enumerate(self.rows, 1):
+        rows = numbered_jsonl(Path(config.data_path), "Give the JSONL file of turns by --data_path.")
+        if not rows:
+            raise DataError(f"{config.data_path} holds no turns.")
+        for number, row in rows:
             if not isinstance(row.get("messages"), list) or not isinstance(row.get("response"), str):
                 raise DataError(f"{config.data_path}, line {number}: a turn needs `messages` (a list) and `response` (a string).")
+        self.rows = [row for _, row in rows]
         super().__init__(config, model, tokenizer)
 
     @property

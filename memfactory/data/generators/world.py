@@ -1,7 +1,7 @@
 """The words of the tiny world: people, relations, values. One list for all generators and the tiny tokenizer.
 
-Facts are relation-first triples, `city alice paris .`: the object then follows a pair that names it alone, which a
-model of four small layers copies almost perfectly; with the object after a shared verb it does not (docs/tiny.md).
+Facts are relation-first triples, `city alice paris .`: the object then follows a pair that names it alone, and
+copying it is the simplest pattern a small model can learn (docs/tiny.md).
 """
 
 from __future__ import annotations
