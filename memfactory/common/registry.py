@@ -140,8 +140,10 @@ def _import_file(path: Path) -> None:
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    imported = False
     try:
         spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]  # a file that failed must fail again, not pass for imported
-        raise
+        imported = True
+    finally:
+        if not imported:  # a file that failed must fail again, not pass for imported
+            del sys.modules[name]

@@ -76,6 +76,7 @@ class HFEngine:
         self.device = model.device
         self._waiting: list[_Request] = []
         self._rows: list[_Request | None] = []
+        self._orphans: list[_Request] = []
         self._driver: asyncio.Task[None] | None = None
         self._cache: SlotCache | None = None
 
@@ -93,6 +94,7 @@ class HFEngine:
         self._waiting.append(request)
         if self._driver is None or self._driver.done():
             self._driver = loop.create_task(self._drive())
+            self._driver.add_done_callback(self._ended)
         return await request.future
 
     def weights_changed(self) -> None:
@@ -103,6 +105,7 @@ class HFEngine:
     # The loop
 
     async def _drive(self) -> None:
+        finished = False
         try:
             with evaluating(self.model):
                 while self._waiting or any(self._rows):
@@ -110,15 +113,20 @@ class HFEngine:
                         if not request.future.done():
                             request.future.set_result(completion)
                     await asyncio.sleep(0)  # every coroutine that was woken posts its next request before the next tick
-        except BaseException as error:  # noqa: BLE001 - not swallowed: it is handed to every caller
-            for request in [*self._waiting, *(r for r in self._rows if r)]:
-                if not request.future.done():
-                    request.future.set_exception(error if isinstance(error, Exception) else InfrastructureError("The engine was stopped."))
-            self._waiting, self._rows, self._cache = [], [], None
-            if not isinstance(error, Exception):
-                raise
+            finished = True
         finally:
             self._cache = None  # the memory is the update's until the next rollout
+            if not finished:
+                self._orphans = [*self._waiting, *(row for row in self._rows if row is not None)]
+                self._waiting, self._rows = [], []
+
+    def _ended(self, driver: asyncio.Task[None]) -> None:
+        """A loop that failed fails every request it had, with its own error; the next request starts a new loop."""
+        error = InfrastructureError("The engine was stopped.") if driver.cancelled() else driver.exception()
+        for request in self._orphans:
+            if error is not None and not request.future.done():
+                request.future.set_exception(error)
+        self._orphans = []
 
     @torch.inference_mode()
     def _tick(self) -> list[tuple[_Request, Completion]]:
