@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source examples/environment.sh requirements-test.txt
-# One thread: bitwise promises and short tests, also on a busy machine.
+# Two processes of one thread each: bitwise promises and short tests, also on a busy machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 if [ "${1:-}" = "--all" ]; then
     shift
     ruff check . && ruff format --check . && mypy
     exec python -m pytest --durations=5 "$@"
 fi
-exec python -m pytest -m "not slow" --durations=5 "$@"
+exec python -m pytest -n 2 -m "not slow" --durations=5 "$@"

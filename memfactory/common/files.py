@@ -89,6 +89,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.rename(path, old)
         os.rename(part, path)
     finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

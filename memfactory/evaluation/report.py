@@ -22,7 +22,7 @@ def result_row(model: str, scores: Scores) -> Row:
     mean = scores.avg_at_k
     return {
         "dataset": scores.dataset, "model": model, "n": mean.n, "k": len(scores.sampled[0]),
-        "avg_at_k": round(mean.value, 4), "se": round(mean.se, 4), "greedy": round(scores.greedy_mean.value, 4),
+        "avg_at_k": _number(mean.value), "se": _number(mean.se), "greedy": _number(scores.greedy_mean.value),
         "unscorable": sum(math.isnan(s) for row in [*scores.sampled, *scores.greedy] for s in row),
     }  # fmt: skip
 
@@ -33,19 +33,30 @@ def paired_rows(before: Scores, after: Scores) -> list[Row]:
     for metric in ("sampled", "greedy"):
         pair = paired_difference(getattr(before, metric), getattr(after, metric))
         numbers = {"diff": pair.diff, "ci_low": pair.ci_low, "ci_high": pair.ci_high}
-        rows.append({"dataset": before.dataset, "metric": metric} | {k: round(v, 4) for k, v in numbers.items()})
+        rows.append({"dataset": before.dataset, "metric": metric} | {k: _number(v) for k, v in numbers.items()})
     return rows
+
+
+def _number(value: float) -> float | None:
+    """Four digits, and null for what could not be computed (an interval of one question, a set without a scorable attempt)."""
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _shown(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
     """Lines of the table: each data set's models, then the gain of the trained one over the base, with its interval."""
     lines = []
     for row in results:
-        lines.append([row["dataset"], str(row["n"]), row["model"], f"{row['avg_at_k']:.3f} ± {row['se']:.3f}", f"{row['greedy']:.3f}"])
+        lines.append(
+            [row["dataset"], str(row["n"]), row["model"], f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}", _shown(row["greedy"])]
+        )
         gains = {p["metric"]: p for p in paired if p["dataset"] == row["dataset"]}
         if row["model"] == "trained" and gains:
-            intervals = [f"{gains[m]['diff']:+.3f} [{gains[m]['ci_low']:+.3f}, {gains[m]['ci_high']:+.3f}]" for m in ("sampled", "greedy")]
-            lines.append(["", "", "gain", *intervals])
+            shown = [[_shown(gains[m][key], "+.3f") for key in ("diff", "ci_low", "ci_high")] for m in ("sampled", "greedy")]
+            lines.append(["", "", "gain", *(f"{diff} [{low}, {high}]" for diff, low, high in shown)])
     return lines
 
 

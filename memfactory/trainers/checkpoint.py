@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.common.errors import ConfigError, MissingFileError
@@ -27,16 +28,18 @@ _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder or a hub name; what is missing is one clear error that says how to get it."""
-    if looks_local(path) and not (Path(path) / "config.json").is_file():
+    folder = Path(path).expanduser()
+    if looks_local(path) and not (folder / "config.json").is_file():
         raise MissingFileError(
             f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched "
             "with `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or "
             "--model_name_or_path."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except OSError as error:
+        source = str(folder) if folder.exists() else path
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except (OSError, SafetensorError) as error:
         raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -71,6 +74,8 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 def prune(output_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and the one that `best` points at."""
+    for stale in (*output_dir.glob(".checkpoint-*.part"), *output_dir.glob(".checkpoint-*.old")):
+        shutil.rmtree(stale)  # what a killed process left: there is one writer, and it is not saving now
     best = (output_dir / "best").resolve()
     for folder in checkpoints(output_dir)[: -max(keep, 1)]:
         if folder.resolve() != best:

@@ -29,8 +29,12 @@ class MemSFTTrainer(BaseTrainer):
         if not rows:
             raise DataError(f"{config.data_path} holds no turns.")
         for number, row in rows:
-            if not isinstance(row.get("messages"), list) or not isinstance(row.get("response"), str):
-                raise DataError(f"{config.data_path}, line {number}: a turn needs `messages` (a list) and `response` (a string).")
+            messages = row.get("messages")
+            said = isinstance(messages, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+            if not said or not isinstance(row.get("response"), str):
+                raise DataError(
+                    f"{config.data_path}, line {number}: a turn needs `messages` [{{role, content}}] and `response` (a string)."
+                )
         self.rows = [row for _, row in rows]
         super().__init__(config, model, tokenizer)
 

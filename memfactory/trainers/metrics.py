@@ -41,7 +41,9 @@ def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor]
     for name, values in rewards.items():
         scored = values[~values.isnan()]
         key = "reward" if name == "default" or (len(paid) == 1 and name in paid) else f"reward/{name}"
-        metrics[key] = float(scored.mean()) if len(scored) else 0.0
+        if len(scored) == 0:
+            continue  # nothing was scorable: no number is better than a false one
+        metrics[key] = float(scored.mean())
         if name in paid:
             metrics[f"{key}_std"] = float(scored.std()) if len(scored) > 1 else 0.0
             metrics[f"{key}_values"] = [round(v, 4) for v in scored.tolist()]

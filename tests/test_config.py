@@ -1,0 +1,256 @@
+"""The one configuration: no public flag disappears, every option explains itself, flags win over YAML, mistakes name the nearest."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from memfactory.agents.memory_agent import MemoryAgent
+from memfactory.common.config import TrainConfig, read_config
+from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError, UserError
+from memfactory.trainers.mem_grpo_trainer import agent_options, roles_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PUBLIC = set(
+    "model_name_or_path data_path output_dir lr beta gradient_accumulation_steps num_generations chunk_size max_chunk_number "
+    "max_prompt_length max_generate_length save_steps batch_size env_type agent_type epoch wandb_name train_extraction train_update".split()
+)
+"""What the public launchers pass."""
+
+FLAGS = PUBLIC | set(
+    "trainer eval_data_path agent_options env_options roles plugins temperature engine_slots advantage credit loss aggregation clip_low "
+    "clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer weight_decay adam_beta1 "
+    "adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch gradient_checkpointing bf16 max_steps max_cpu_minutes "
+    "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to".split()
+)
+"""All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
+
+SPECIAL = {
+    "old_logprobs": "frozen", "agent_options": '{"a": 1}', "env_options": '{"a": 1}', "roles": '{"a": "policy"}', "plugins": ["x"],
+}  # fmt: skip
+
+
+def kind_of(name: str) -> str:
+    """The type of an option as it is written, without `| None`."""
+    hint = get_type_hints(TrainConfig)[name]
+    return str(getattr(hint, "__name__", hint) if isinstance(hint, type) and not get_args(hint) else hint).removesuffix(" | None")
+
+
+def another_value(name: str) -> Any:
+    """A value of an option that is not its default."""
+    by_kind = {"int": 7, "float": 0.125, "bool": not getattr(TrainConfig(), name), "str": "text", "list[str]": ["text"]}
+    return SPECIAL.get(name, by_kind[kind_of(name)])
+
+
+class WriterAgent(MemoryAgent):
+    """An agent with the stages that --train_extraction and --train_update speak of."""
+
+    stages = ("extraction", "update", "answer")
+
+
+def agent_with(cls: type[MemoryAgent]) -> MemoryAgent:
+    return cls(None, "cpu", chunk_size=4)
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Any:
+    """`yaml_file(text)` writes a configuration file and returns its path."""
+
+    def write(text: str) -> str:
+        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+        return str(tmp_path / "run.yaml")
+
+    return write
+
+
+def test_no_flag_disappears() -> None:
+    missing = FLAGS - {f.name for f in dataclasses.fields(TrainConfig)}
+    assert not missing, f"scripts pass these flags: {sorted(missing)}"
+
+
+def test_every_flag_is_in_the_frozen_list() -> None:
+    assert {f.name for f in dataclasses.fields(TrainConfig)} <= FLAGS
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS))
+def test_every_flag_is_read_from_the_command_line(name: str) -> None:
+    value = another_value(name)
+    given = value if isinstance(value, list) else [str(value)]
+    parsed = getattr(read_config([f"--{name}", *given]), name)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_every_option_has_a_help_text() -> None:
+    for option in dataclasses.fields(TrainConfig):
+        text = option.metadata["help"]
+        assert len(text.split()) >= 3 and text.endswith("."), option.name
+
+
+def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        read_config(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert not [name for name in [*FLAGS, "import"] if f"--{name}" not in shown]
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(yaml_file: Any) -> None:
+    path = yaml_file("lr: 1e-4\nbatch_size: 3\nagent_options: {chunk_size: 8}\nplugins: [a.py]\n")
+    config = read_config([path, "--lr", "0.5", "--plugins", "b.py", "c.py"])
+    assert (config.lr, config.batch_size, config.num_generations) == (0.5, 3, TrainConfig().num_generations)
+    assert config.plugins == ["b.py", "c.py"]
+    assert config.mapping("agent_options") == {"chunk_size": 8}
+
+
+def test_numbers_of_a_file_are_numbers_whatever_yaml_makes_of_them(yaml_file: Any) -> None:
+    config = read_config([yaml_file("lr: 1e-4\nmax_steps: 3\nbeta: 0\nbf16: false\n")])
+    assert config.lr == 1e-4 and isinstance(config.lr, float)
+    assert config.max_steps == 3 and config.bf16 is False
+
+
+def test_import_is_a_spelling_of_plugins() -> None:
+    assert read_config(["--import", "a.py", "b"]).plugins == ["a.py", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lern_rate", "1"], r"Unknown flag '--lern_rate'.*--lr"),
+        (["--num_generation", "4"], r"Unknown flag '--num_generation'\. Did you mean '--num_generations'\?"),
+        (["--batch", "4"], r"Unknown flag '--batch'"),
+        (["--lr", "1", "run.yaml"], r"Unknown flag 'run.yaml'"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(arguments: list[str], message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        read_config(arguments)
+
+
+def test_an_unknown_key_names_the_file_and_the_nearest(yaml_file: Any) -> None:
+    with pytest.raises(UnknownNameError, match=r"run\.yaml 'batchsize'\. Did you mean 'batch_size'\?"):
+        read_config([yaml_file("batchsize: 3\n")])
+
+
+def test_a_missing_configuration_file_is_named() -> None:
+    with pytest.raises(MissingFileError, match=r"No such configuration file: absent\.yaml"):
+        read_config(["absent.yaml"])
+
+
+@pytest.mark.parametrize("name", ["agent_options", "env_options", "roles"])
+def test_what_is_not_json_is_named_with_an_example(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--{name} '\{{chunk_size: 8' is not JSON.*Example: --{name} '\{{\"key\": 1\}}'"):
+        read_config([f"--{name}", "{chunk_size: 8"])
+    with pytest.raises(ConfigError, match=rf"--{name} must be a mapping"):
+        read_config([f"--{name}", "[1]"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        ({"num_generations": -1}, "--num_generations -1"),
+        ({"epoch": 0}, "--epoch 0"),
+        ({"temperature": 0.0}, "--temperature 0.0: training samples"),
+        ({"old_logprobs": "froze"}, "'froze'. Did you mean 'frozen'?"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        TrainConfig(**options)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_no_mapping_is_refused(yaml_file: Any) -> None:
+    with pytest.raises(ConfigError, match="must hold a mapping of options, not a list"):
+        read_config([yaml_file("- lr\n")])
+
+
+def test_a_file_that_is_no_yaml_is_one_clear_error(yaml_file: Any) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        read_config([yaml_file("plugins: [\n")])
+
+
+def test_a_single_text_in_a_file_is_a_list_of_one(yaml_file: Any) -> None:
+    assert read_config([yaml_file("plugins: a.py\n")]).plugins == ["a.py"]
+
+
+@pytest.mark.parametrize("value", ["two", "[1, 2]", "{a: 1}", "2.5"])
+def test_a_value_of_the_wrong_type_in_a_file_is_refused_by_name(yaml_file: Any, value: str) -> None:
+    with pytest.raises(UserError, match="batch_size|flag '2'"):
+        read_config([yaml_file(f"batch_size: {value}\n")])
+
+
+@pytest.mark.parametrize(("flag", "value"), [("batch_size", "two"), ("lr", "fast"), ("resume", "maybe"), ("bf16", "half")])
+def test_a_value_of_the_wrong_type_is_one_clear_error(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"--{flag}\b.*{value}"):
+        read_config([f"--{flag}", value])
+    assert "usage:" not in capsys.readouterr().err
+
+
+def test_an_empty_value_of_a_file_is_the_default(yaml_file: Any) -> None:
+    assert read_config([yaml_file("max_steps:\nplugins: []\nlr: null\n")]).to_dict() == TrainConfig().to_dict()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_example_configurations_parse_and_name_what_exists(path: Path) -> None:
+    config = read_config([str(path)])
+    data = [spec.rpartition("=")[2] for spec in config.eval_data_path]
+    for name in [str(config.data_path), *data, *([config.model_name_or_path] if str(config.model_name_or_path).count("tiny") else [])]:
+        assert (ROOT / str(name)).exists(), f"{path.name} names {name}"
+
+
+def test_there_is_an_example_configuration() -> None:
+    assert (ROOT / "examples" / "configs" / "tiny.yaml").is_file()
+
+
+def test_a_step_is_batch_size_times_accumulation() -> None:
+    assert TrainConfig(batch_size=3, gradient_accumulation_steps=4).examples_per_step == 12
+
+
+def test_length_flags_are_options_of_the_agent_and_the_explicit_ones_win() -> None:
+    config = TrainConfig(chunk_size=8, max_generate_length=5, agent_options='{"chunk_size": 9}')
+    assert agent_options(config) == {"chunk_size": 9, "max_generate_length": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "roles"),
+    [
+        ({}, {}),
+        ({"train_extraction": True}, {"extraction": "policy"}),
+        ({"train_extraction": False, "train_update": True}, {"extraction": "policy_nograd", "update": "policy"}),
+        ({"train_extraction": True, "roles": '{"extraction": "reference"}'}, {"extraction": "reference"}),
+        ({"roles": '{"answer": "reference"}', "train_update": False}, {"answer": "reference", "update": "policy_nograd"}),
+    ],
+)
+def test_train_flags_are_spellings_of_roles(options: dict[str, Any], roles: dict[str, str]) -> None:
+    assert roles_of(TrainConfig(**options), agent_with(WriterAgent)) == roles
+
+
+def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_is_none() -> None:
+    agent = agent_with(MemoryAgent)
+    assert roles_of(TrainConfig(train_extraction=False, train_update=False), agent) == {}
+    with pytest.raises(ConfigError, match=r"--train_update True: MemoryAgent has no stage 'update'; its stages are memory, answer"):
+        roles_of(TrainConfig(train_update=True), agent)
+
+
+MAY_CHANGE = set(
+    "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path report_to "
+    "wandb_name threads device".split()
+)
+
+
+@pytest.mark.parametrize("name", sorted(FLAGS))
+def test_the_fingerprint_knows_what_decides_a_step(name: str) -> None:
+    value = another_value(name)
+    assert value != getattr(TrainConfig(), name)
+    same = TrainConfig(**{name: value}).fingerprint() == TrainConfig().fingerprint()
+    assert same == (name in MAY_CHANGE)
+
+
+def test_the_length_of_a_run_decides_its_steps_when_the_learning_rate_falls_with_it() -> None:
+    short, long = (TrainConfig(lr_schedule="linear", max_steps=steps) for steps in (3, 6))
+    assert short.fingerprint() != long.fingerprint()

@@ -1,0 +1,109 @@
+"""Promise: each trained turn is paid by its stage's reward, compared within the group per trajectory; nothing else is paid."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers_algorithms import make_group, make_turn
+
+from memfactory.algorithms.advantages import std_advantage
+from memfactory.algorithms.credit import assign_credit
+from memfactory.common.errors import ConfigError
+from memfactory.common.types import Turn
+
+
+def memory_and_answer() -> list[Turn]:
+    return [make_turn("memory"), make_turn("answer")]
+
+
+def test_stage_reward_pays_its_stage_and_default_pays_the_rest() -> None:
+    groups = [make_group(memory_and_answer(), memory_and_answer())]
+    rewards = {"memory": torch.tensor([1.0, 0.0]), "default": torch.tensor([0.0, 0.4])}
+    assert assign_credit(groups, rewards).advantages == [
+        [pytest.approx(0.5), pytest.approx(-0.2)],
+        [pytest.approx(-0.5), pytest.approx(0.2)],
+    ]
+
+
+def test_without_default_a_stage_that_is_not_paid_is_not_trained() -> None:
+    groups = [make_group(memory_and_answer(), memory_and_answer())]
+    found = assign_credit(groups, {"answer": torch.tensor([1.0, 0.0])}).advantages
+    assert found == [[None, 0.5], [None, -0.5]]
+
+
+def test_components_with_a_slash_are_not_paid() -> None:
+    groups = [make_group(memory_and_answer(), memory_and_answer())]
+    rewards = {"default": torch.tensor([1.0, 0.0]), "memory/f1": torch.tensor([9.0, math.nan]), "default/em": torch.tensor([5.0, 2.0])}
+    found = assign_credit(groups, rewards)
+    assert found == assign_credit(groups, {"default": rewards["default"]})
+    assert found.unscorable == 0
+
+
+def test_a_trajectory_with_more_turns_does_not_change_its_groups_baseline() -> None:
+    short, long = [make_turn()], [make_turn() for _ in range(6)]
+    found = assign_credit([make_group(long, short, short)], {"default": torch.tensor([1.0, 0.0, 0.0])}).advantages
+    assert found[0] == [pytest.approx(2 / 3)] * 6
+    assert found[1] == found[2] == [pytest.approx(-1 / 3)]
+
+
+def test_groups_are_not_compared_with_each_other() -> None:
+    groups = [make_group([make_turn()], [make_turn()]), make_group([make_turn()], [make_turn()], [make_turn()])]
+    found = assign_credit(groups, {"default": torch.tensor([1.0, 1.0, 3.0, 0.0, 0.0])})
+    assert [row[0] for row in found.advantages] == pytest.approx([0.0, 0.0, 2.0, -1.0, -1.0])
+    assert found.informative == 0.5
+
+
+def test_nan_rewards_and_failed_attempts_are_left_out_and_counted() -> None:
+    group = make_group(*[[make_turn()] for _ in range(4)])
+    group.trajectories[3].error = "server is gone"
+    found = assign_credit([group], {"default": torch.tensor([1.0, math.nan, 0.0, 1.0])})
+    assert found.advantages == [[0.5], [None], [-0.5], [None]]
+    assert found.unscorable == 2
+
+
+def test_unscorable_in_one_stage_still_trains_the_others() -> None:
+    groups = [make_group(memory_and_answer(), memory_and_answer(), memory_and_answer())]
+    rewards = {"memory": torch.tensor([math.nan, 1.0, 0.0]), "answer": torch.tensor([1.0, 0.0, 0.5])}
+    found = assign_credit(groups, rewards)
+    assert found.advantages == [[None, 0.5], [0.5, -0.5], [-0.5, 0.0]]
+    assert found.unscorable == 1
+
+
+def test_turns_that_are_not_trainable_get_none() -> None:
+    turns = [make_turn("memory", trainable=False), make_turn("answer")]
+    found = assign_credit([make_group(turns, turns)], {"default": torch.tensor([1.0, 0.0])}).advantages
+    assert found == [[None, 0.5], [None, -0.5]]
+
+
+def test_final_turn_trains_only_the_last_turn_that_can_be_trained() -> None:
+    first = [make_turn(), make_turn(), make_turn("answer")]
+    second = [make_turn(), make_turn(), make_turn("answer", trainable=False)]
+    found = assign_credit([make_group(first, second)], {"default": torch.tensor([1.0, 0.0])}, credit="final_turn").advantages
+    assert found == [[None, None, 0.5], [None, -0.5, None]]
+
+
+def test_the_given_normalisation_is_used() -> None:
+    group = make_group([make_turn()], [make_turn()])
+    found = assign_credit([group], {"default": torch.tensor([1.0, 0.0])}, std_advantage).advantages
+    assert found[0][0] == pytest.approx(0.5 / (math.sqrt(0.5) + 1e-4))
+
+
+def test_the_callers_rewards_are_not_changed() -> None:
+    group = make_group([make_turn()], [make_turn()])
+    group.trajectories[0].error = "server is gone"
+    rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assign_credit([group], {"default": rewards})
+    assert rewards.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 1), ()])
+def test_rewards_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"rewards\['default'\] must be \[2\]"):
+        assign_credit([make_group([make_turn()], [make_turn()])], {"default": torch.zeros(shape)})
+
+
+def test_unknown_credit_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="'last'.*trajectory, final_turn"):
+        assign_credit([], {}, credit="last")

@@ -1,0 +1,99 @@
+"""The README does not lie: its commands name files and flags that exist, its Python runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memfactory.common.config import read_config
+from memfactory.common.registry import REGISTRIES
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
+BLOCK = re.compile(r"^(?P<mark><!--[^\n]*-->\n+)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+TOP_LEVEL = ("examples", "tests", "models", "datas", "evaluation", "docs", "benchmarks", "memfactory")
+MADE_BY_A_RUN = ("output", "models/Qwen", "datas/converted")
+
+pytestmark = pytest.mark.skipif(not TEXT, reason="there is no README.md")
+
+
+def blocks(kind: str) -> list[str]:
+    """The bodies of the fenced blocks of a language, but for those marked <!-- not run -->."""
+    return [m["body"] for m in BLOCK.finditer(TEXT) if m["kind"] == kind and "not run" not in (m["mark"] or "")]
+
+
+def commands() -> list[list[str]]:
+    """Every command of the bash blocks as words, variables set before it left out."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in some if not re.match(r"[A-Z_]+=", word)] for some in words if some]
+
+
+def repository_files(word: str) -> Iterator[str]:
+    """Paths of this repository that a word names, also inside VARIABLE=path and name=path."""
+    path = word.rpartition("=")[2]
+    if path.split("/")[0] in TOP_LEVEL and "/" in path and not path.startswith(MADE_BY_A_RUN):
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def forgotten_parts() -> Iterator[None]:
+    """Forget the parts that the README registers."""
+    before = [dict(registry._parts) for registry in REGISTRIES]
+    yield
+    for registry, parts in zip(REGISTRIES, before, strict=True):
+        registry._parts.clear()
+        registry._parts.update(parts)
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_the_readme_shows_commands_and_python() -> None:
+    assert commands() and blocks("python")
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines() if line.strip()])
+def test_a_command_names_files_that_exist(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    assert not [path for word in words for path in repository_files(word) if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] == "memfactory"], ids=" ".join)
+def test_a_memfactory_command_parses(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from memfactory import cli
+
+    monkeypatch.chdir(ROOT)
+    if words[1] == "train":
+        assert read_config(words[2:])
+    else:
+        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+
+
+def test_flags_named_in_the_text_exist() -> None:
+    text = BLOCK.sub("", TEXT)
+    named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--([a-zA-Z_]\w*)", code)}
+    known = {"fresh", "all", "help", "import", *read_config([]).to_dict()}
+    assert not named - known
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_a_python_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("models", "datas", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
+    namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
+    exec(compile(blocks("python")[number], f"README.md, Python block {number + 1}", "exec"), namespace)
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    targets = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", TEXT) if not re.match(r"\w+:", target)}
+    assert not [target for target in sorted(targets - {""}) if not (ROOT / target).exists()]
