@@ -26,8 +26,8 @@ from memfactory.common.settings import load_settings
 
 USAGE = """memfactory: train agents that manage their own memory
 
-  memfactory train [CONFIG.yaml] [--flag value ...]   train an agent; `memfactory train --help` lists the flags
-  memfactory list [--import my_parts.py ...]          what is registered, one line each, with its options
+  memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
+  memfactory list [--import my_parts.py ...]           what is registered
 
 Both take --import FILE.py (or a module) to make your own parts known."""
 

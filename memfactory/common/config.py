@@ -154,6 +154,9 @@ def _mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+USAGE = "memfactory train [CONFIG.yaml] [--flag value ...]     flags win over the file"
+
+
 class _Parser(HfArgumentParser):
     """argparse whose complaints are ours: one message, no page of usage."""
 
@@ -168,7 +171,7 @@ def read_config(arguments: Sequence[str]) -> TrainConfig:
     if arguments and not arguments[0].startswith("-"):
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
         arguments = [*_yaml_flags(Path(arguments[0]), known), *arguments[1:]]
-    parser = _Parser(TrainConfig, prog="memfactory train", allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if extra:
         raise unknown_name("flag", extra[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
