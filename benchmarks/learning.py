@@ -29,7 +29,7 @@ SETS = ["eval", "eval_8chunks", "eval_newnames", "eval_16chunks"]
 ARMS: dict[str, dict[str, object]] = {
     "grpo": {},
     "sft_same": {"demonstrator": FORGETFUL},
-    "final_turn": {"credit": "final_turn"},
+    "final_turn": {"credit": "final_turn", "max_steps": 164},  # its updates are shorter: more steps for the same minutes
     "public_style": {"old_logprobs": "recompute", "aggregation": "sequence", "advantage": "std"},
     "sft_mild": {"demonstrator": MILD},
 }
@@ -56,7 +56,8 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
         write_jsonl(data, itertools.islice(demonstrations(1000 + seed, habits), args.sft_steps * 48))  # type: ignore[arg-type]
         flags += ["--trainer", "mem_sft", "--data_path", str(data), *SFT_FLAGS, "--max_steps", str(args.sft_steps)]
     else:
-        flags += ["--max_steps", str(args.steps), *(part for key, value in options.items() for part in (f"--{key}", str(value)))]
+        options = {"max_steps": args.steps} | options
+        flags += [part for key, value in options.items() for part in (f"--{key}", str(value))]
     train = [sys.executable, "-m", "memfactory.cli", "train", CONFIG, *flags, "--resume", "True", "--save_steps", "20"]
     score = [sys.executable, __file__, "--score", str(folder / "last"), "--into", str(folder / "scores.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
