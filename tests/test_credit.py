@@ -51,8 +51,14 @@ def test_a_trajectory_with_more_turns_does_not_change_its_groups_baseline() -> N
 def test_groups_are_not_compared_with_each_other() -> None:
     groups = [make_group([make_turn()], [make_turn()]), make_group([make_turn()], [make_turn()], [make_turn()])]
     found = assign_credit(groups, {"default": torch.tensor([1.0, 1.0, 3.0, 0.0, 0.0])})
-    assert [row[0] for row in found.advantages] == pytest.approx([0.0, 0.0, 2.0, -1.0, -1.0])
+    assert [row[0] for row in found.advantages[2:]] == pytest.approx([2.0, -1.0, -1.0])
+    assert found.advantages[:2] == [[None], [None]], "a group without variance has nothing to teach"
     assert found.informative == 0.5
+
+
+def test_an_attempt_at_its_groups_mean_stays_in_the_batch() -> None:
+    found = assign_credit([make_group(*[[make_turn()] for _ in range(3)])], {"default": torch.tensor([0.0, 0.5, 1.0])})
+    assert [row[0] for row in found.advantages] == pytest.approx([-0.5, 0.0, 0.5])
 
 
 def test_nan_rewards_and_failed_attempts_are_left_out_and_counted() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +117,16 @@ def calls_of(module: torch.nn.Module, watch: Callable[[dict], None]) -> Iterator
         yield
     finally:
         handle.remove()
+
+
+def decodes_of(model: PreTrainedModel, watch: Callable[[dict], None]) -> AbstractContextManager[None]:
+    """`watch` the decode steps alone: they bring a mask, a prefill does not."""
+    return calls_of(model.base_model, lambda kwargs: watch(kwargs) if "attention_mask" in kwargs else None)
+
+
+def prefills_of(model: PreTrainedModel, watch: Callable[[dict], None]) -> AbstractContextManager[None]:
+    """`watch` the prefills alone."""
+    return calls_of(model.base_model, lambda kwargs: None if "attention_mask" in kwargs else watch(kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +347,7 @@ def test_a_failing_decode_reaches_every_caller_and_the_engine_lives_on(runs: dic
             raise RuntimeError("out of memory")
 
     engine = HFEngine(model, STOPS, 5)
-    with calls_of(model, fail_later):
+    with decodes_of(model, fail_later):
         outcomes = _outcomes(engine, [(p, replace(s, max_tokens=40)) for p, s in requests])
     failed = [str(outcome) for outcome in outcomes if not isinstance(outcome, Completion)]
     assert failed == ["out of memory"] * len(failed) and len(failed) > 5
@@ -388,7 +398,7 @@ def test_a_cancelled_request_frees_its_row(models: dict, after: int) -> None:
     requests[1] = (requests[1][0], Sampling(60))
     widths: list[int] = []
     engine = HFEngine(models["qwen3"], frozenset(), 2)
-    with calls_of(models["qwen3"], lambda kwargs: widths.append(len(kwargs["input_ids"]))):
+    with decodes_of(models["qwen3"], lambda kwargs: widths.append(len(kwargs["input_ids"]))):
         outs = _serve_and_cancel(engine, requests, cancelled=1, after=after)
     rest = requests[:1] + requests[2:]
     assert [len(out.ids) for out in outs] == [15] * 5
@@ -436,7 +446,7 @@ def test_the_mode_is_restored_after_a_failure() -> None:
     def fail(kwargs: dict) -> None:
         raise RuntimeError("broken")
 
-    with calls_of(model, fail):
+    with decodes_of(model, fail):
         (outcome,) = _outcomes(HFEngine(model, STOPS), [((1, 2), Sampling(3))])
     assert isinstance(outcome, RuntimeError)
     assert model.training
@@ -494,7 +504,7 @@ def test_equal_prompts_are_prefilled_once(models: dict) -> None:
         if isinstance(kwargs["past_key_values"], DynamicCache):
             rows.append(len(kwargs["input_ids"]))
 
-    with calls_of(model.base_model, count):
+    with prefills_of(model, count):
         outs = serve(HFEngine(model, STOPS, 16), requests)
     assert rows == [2]
     assert len({out.ids for out in outs[:6]}) > 1, "equal prompts still have streams of their own"

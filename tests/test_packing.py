@@ -129,10 +129,10 @@ def test_pack_keeps_turns_exactly_as_sampled_with_their_places() -> None:
     assert (sample.prompt_ids, sample.response_ids, sample.old_logprobs) == (first.prompt_ids, first.response_ids, first.logprobs)
 
 
-def test_pack_drops_turns_without_pay_without_signal_and_without_tokens() -> None:
+def test_pack_drops_turns_without_pay_and_without_tokens() -> None:
     turns = [make_turn("a"), make_turn("b"), make_turn("c", response=0), make_turn("d")]
     data = pack([make_group(turns)], Credit([[None, 0.0, 1.0, 0.5]], 1.0, 0))
-    assert [s.stage for s in data.samples] == ["d"]
+    assert [s.stage for s in data.samples] == ["b", "d"]
 
 
 @pytest.mark.parametrize(

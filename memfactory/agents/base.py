@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -20,9 +22,20 @@ from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.base import stream_key
 from memfactory.engines.chat import Models, Session
-from memfactory.modules.base import NoOptions
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """The lengths that the launchers' flags set, in tokens; the defaults are MemAgent's."""
+
+    chunk_size: int = 5000
+    """Size of the pieces that `chunks` cuts a text into."""
+    max_chunk_number: int | None = 8
+    """Most events in training; longer examples lose their middle. Evaluation and use have no limit."""
+    max_generate_length: int | None = None
+    """Budget of every turn, for agents that hand it to their modules."""
 
 
 class BaseAgent(ABC):
@@ -32,7 +45,7 @@ class BaseAgent(ABC):
     `{"type": key, option: value}`. A built module is the attribute of the slot's name.
     """
 
-    Options: type = NoOptions
+    Options: type = AgentOptions
     slots: dict[str, str] = {}
     """{slot: key of its default module}."""
     stages: tuple[str, ...] = ()
@@ -75,7 +88,7 @@ class BaseAgent(ABC):
     @property
     def max_training_events(self) -> int | None:
         """Most events of an example in training; None for no limit."""
-        return None
+        return getattr(self.options, "max_chunk_number", None)
 
     async def run(self, view: View, model: Session) -> None:
         """Fold `write` over the events, then `read` each question, into the session's trajectory."""
@@ -103,6 +116,8 @@ class BaseAgent(ABC):
     def _within_limit(self, events: list[Any], model: Session) -> list[Any]:
         """Centre truncation, in training only: the first and the last events stay (MemAgent), what is lost is counted."""
         limit = self.max_training_events
+        if limit is not None and limit < 1:
+            raise ConfigError(f"max_chunk_number {limit}: must be at least 1.")
         if not model.training or limit is None or len(events) <= limit:
             return events
         model.count("dropped_events", len(events) - limit)
@@ -146,11 +161,15 @@ class BaseAgent(ABC):
     def _attempts(
         self, models: Models, batch: Sequence[View], attempts: int, sampling: Sampling, stream: tuple[int, int], training: bool
     ) -> list[Trajectory]:
-        sessions = [
-            (view, models.session(sampling=sampling, stream=(*stream, stream_key(view.example_id), attempt), training=training))
-            for view in batch
-            for attempt in range(attempts)
-        ]
+        sessions = []
+        seen: Counter[str] = Counter()
+        for view in batch:
+            # An example that occurs twice in a batch gets further attempts, not the same ones again.
+            first = attempts * seen[view.example_id]
+            seen[view.example_id] += 1
+            for attempt in range(first, first + attempts):
+                key = (*stream, stream_key(view.example_id), attempt)
+                sessions.append((view, models.session(sampling=sampling, stream=key, training=training)))
 
         async def every() -> list[Trajectory]:
             return await _all([self._attempt(view, session) for view, session in sessions])
@@ -166,8 +185,9 @@ class BaseAgent(ABC):
 
     # Help for authors
 
-    def chunks(self, text: str, size: int) -> list[str]:
-        """Cut a text into pieces of `size` tokens at token borders; no character is broken and none is lost."""
+    def chunks(self, text: str, size: int | None = None) -> list[str]:
+        """Cut a text into pieces of `size` tokens (the option `chunk_size`) at token borders; no character is broken or lost."""
+        size = self.options.chunk_size if size is None else size
         if size < 1:
             raise ConfigError(f"chunk_size {size}: must be at least 1 token.")
         if self.tokenizer is None or not self.tokenizer.is_fast:

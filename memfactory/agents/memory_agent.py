@@ -7,7 +7,6 @@ is written from the last memory alone. Text of any length at linear cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
@@ -19,17 +18,7 @@ from memfactory.modules.memory_agent import RecurrentMemoryModule
 
 @AGENT_REGISTRY.register("memagent")
 class MemoryAgent(BaseAgent):
-    """MemAgent's reader."""
-
-    @dataclass(frozen=True, slots=True)
-    class Options:
-        """Lengths in tokens; the defaults are the paper's."""
-
-        chunk_size: int = 5000
-        max_chunk_number: int = 8
-        """Most chunks in training; longer texts lose their middle. Evaluation and use have no limit."""
-        max_generate_length: int | None = None
-        """Budget of every turn, unless the slot says otherwise."""
+    """MemAgent's reader: chunks in order, one short memory, the answer from it alone."""
 
     slots = {"module": "recurrent_memory_module"}
     stages = ("memory", "answer")
@@ -40,15 +29,11 @@ class MemoryAgent(BaseAgent):
         limit = self.options.max_generate_length
         return {} if limit is None else {"max_memory_tokens": limit, "max_answer_tokens": limit}
 
-    @property
-    def max_training_events(self) -> int | None:
-        return self.options.max_chunk_number
-
     def initial(self, view: View) -> str:
         return self.module.initial
 
     def events(self, view: View) -> Sequence[str]:
-        return self.chunks(view.context, self.options.chunk_size)
+        return self.chunks(view.context)
 
     async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> str:
         return await self.module.generate(model, question, memory, event)

@@ -8,14 +8,15 @@ left out and not paid 0; every trained turn is paid, not only the last.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from memfactory.algorithms.advantages import Normalize, group_advantages, mean_advantage
 from memfactory.common.errors import ConfigError
-from memfactory.common.types import RolloutGroup
+from memfactory.common.types import RolloutGroup, Trajectory
 
 CREDITS = ("trajectory", "final_turn")
 
@@ -25,7 +26,8 @@ class Credit:
     """One number per turn, and how much of the batch was worth training on."""
 
     advantages: list[list[float | None]]
-    """[trajectory][turn], trajectories in the order of the groups; None: the turn is not trained."""
+    """[trajectory][turn], trajectories in the order of the groups. None: the turn is not trained, because nothing pays it,
+    its role is not the policy, its attempt was lost, or its group has no variance and so nothing to teach."""
     informative: float
     """Share of groups whose scorable attempts differ in some paid reward."""
     unscorable: int
@@ -35,6 +37,12 @@ class Credit:
 def paid_stages(rewards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The rewards that pay: keys with a slash ("default/f1") are components, logged and not paid."""
     return {key: value for key, value in rewards.items() if "/" not in key}
+
+
+def without_errors(rewards: Mapping[str, Tensor], trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
+    """The rewards with NaN for every trajectory that failed for want of infrastructure: such an attempt is never scored."""
+    lost = torch.tensor([t.error is not None for t in trajectories], dtype=torch.bool)
+    return {name: values.masked_fill(lost.to(values.device), math.nan) for name, values in rewards.items()}
 
 
 def assign_credit(
@@ -53,27 +61,23 @@ def assign_credit(
     for stage, values in paid_stages(rewards).items():
         if values.shape != (len(trajectories),):
             raise ValueError(f"rewards[{stage!r}] must be [{len(trajectories)}], one per trajectory, got {tuple(values.shape)}.")
-        values = values.detach().double().cpu().clone()
-        for at, trajectory in enumerate(trajectories):
-            if trajectory.error is not None:
-                values[at] = math.nan
-        paid[stage] = group_advantages(values, group_ids, normalize).tolist()
+    for stage, values in paid_stages(without_errors(rewards, trajectories)).items():
+        paid[stage] = group_advantages(values.detach().double().cpu(), group_ids, normalize).tolist()
+    signals = {(stage, group_ids[at]) for stage, values in paid.items() for at, value in enumerate(values) if _is_signal(value)}
     table: list[list[float | None]] = []
     for at, trajectory in enumerate(trajectories):
         row: list[float | None] = []
         for turn in trajectory.turns:
-            values_of = paid.get(turn.stage, paid.get("default"))
-            usable = turn.trainable and values_of is not None and not math.isnan(values_of[at])
-            row.append(values_of[at] if usable and values_of is not None else None)
+            key = turn.stage if turn.stage in paid else "default"
+            usable = turn.trainable and (key, group_ids[at]) in signals and not math.isnan(paid[key][at])
+            row.append(paid[key][at] if usable else None)
         if credit == "final_turn":
             last = max((n for n, value in enumerate(row) if value is not None), default=-1)
             row = [value if n == last else None for n, value in enumerate(row)]
         table.append(row)
-    alive = {
-        group
-        for values in paid.values()
-        for group, value in zip(group_ids, values, strict=True)
-        if value not in (0.0,) and not math.isnan(value)
-    }
     lost = sum(any(math.isnan(values[at]) for values in paid.values()) for at in range(len(trajectories)))
-    return Credit(table, len(alive) / max(len(groups), 1), lost)
+    return Credit(table, len({group for _, group in signals}) / max(len(groups), 1), lost)
+
+
+def _is_signal(advantage: float) -> bool:
+    return advantage != 0.0 and not math.isnan(advantage)

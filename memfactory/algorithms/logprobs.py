@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +19,29 @@ from memfactory.algorithms.packing import MicroBatch
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-def head_is_plain(model: PreTrainedModel) -> bool:
-    """True if logits are the output embedding applied to the last hidden state, nothing more."""
-    changed = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
-    return not changed and model.get_output_embeddings() is not None
-
-
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
     """bf16 arithmetic over fp32 weights, or nothing: what both the sampler and the trainer compute under."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
+def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, Any]) -> Tensor:
+    """fp32 logits [n, V] of the positions that `where` indexes in [rows, columns]: for the sampler and the trainer alike.
+
+    Only those positions pass through the head, and it computes in fp32 also under bf16 autocast: rounding logits to
+    bf16 moves a log-prob by hundredths of a nat. A model that changes its logits after the head is asked for them whole.
+    """
+    head = model.get_output_embeddings()
+    if head is None or any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
+        return model(**inputs).logits[where].float()
+    hidden = model.base_model(**inputs).last_hidden_state[where]
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = getattr(head, "bias", None)
+        return torch.nn.functional.linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
+
+
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """fp32 logits [N, V] of the trained positions of a micro-batch on the model's device."""
-    if head_is_plain(model):
-        hidden = model.base_model(input_ids=micro.ids, use_cache=False).last_hidden_state
-        return model.get_output_embeddings()(hidden[micro.rows, micro.cols]).float()
-    return model(input_ids=micro.ids, use_cache=False).logits[micro.rows, micro.cols].float()
+    return logits_at(model, (micro.rows, micro.cols), {"input_ids": micro.ids, "use_cache": False})
 
 
 def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -151,11 +151,10 @@ def _tensors(samples: list[Sample], weights: list[float]) -> MicroBatch:
 def pack(
     groups: list[RolloutGroup], credit: Credit, aggregation: str = "token", truncated: str = "train", truncated_penalty: float = 0.5
 ) -> TrainBatch:
-    """The turns worth training on. Turns of zero advantage (groups without variance) are dropped.
+    """The turns that `credit` pays. Groups without variance are not among them; an attempt at its group's mean is.
 
     `truncated` says what a response cut off at its length limit gets: `train` (its advantage; no end token is ever
-    added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty,
-    so it is trained also where its group has no variance).
+    added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty).
     """
     if truncated not in TRUNCATED:
         raise ConfigError(f"Unknown policy for truncated responses {truncated!r}. Known: {', '.join(TRUNCATED)}.")
@@ -169,6 +168,5 @@ def pack(
                 if truncated == "mask":
                     continue
                 advantage -= truncated_penalty if truncated == "penalize" else 0.0
-            if advantage != 0.0:
-                samples.append(Sample(turn.prompt_ids, turn.response_ids, turn.logprobs, advantage, number, group, turn.stage))
+            samples.append(Sample(turn.prompt_ids, turn.response_ids, turn.logprobs, advantage, number, group, turn.stage))
     return TrainBatch(samples, aggregation)

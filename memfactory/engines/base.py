@@ -39,6 +39,7 @@ def stream_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+_THREAD = "memfactory-engine"
 _loop: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
 
@@ -49,13 +50,21 @@ def event_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="memfactory-engine", daemon=True).start()
+            threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
     return _loop
+
+
+def _thread_of_loop() -> int | None:
+    return next((t.ident for t in threading.enumerate() if t.name == _THREAD), None)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the package's loop and wait for it; Ctrl-C cancels it there. Not callable from that loop itself."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+    loop = event_loop()
+    if threading.get_ident() == _thread_of_loop():
+        coroutine.close()
+        raise RuntimeError("run() was called on the package's own event loop (from inside write, read or act); await the coroutine there.")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()
     except KeyboardInterrupt:

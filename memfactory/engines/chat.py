@@ -40,10 +40,17 @@ class LocalChat:
 
     def encode(self, messages: Messages) -> tuple[int, ...]:
         """The prompt's token ids under the model's chat template, thinking switched off where the template can."""
+        if not self.tokenizer.chat_template:
+            raise ConfigError("This tokenizer has no chat template. Use an instruction-tuned checkpoint, or set tokenizer.chat_template.")
         ids = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
         )
         return tuple(ids)
+
+    def _inside_thought(self, prompt: tuple[int, ...]) -> bool:
+        if "<think>" not in str(self.tokenizer.chat_template):
+            return False
+        return str(self.tokenizer.decode(list(prompt[-8:]))).rstrip().endswith("<think>")
 
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         prompt = self.encode(messages)
@@ -51,6 +58,8 @@ class LocalChat:
             raise PromptTooLong(f"The {stage} prompt has {len(prompt)} tokens, max_prompt_length is {self.max_prompt_length}.")
         out = await self.engine.complete(prompt, sampling)
         text = str(self.tokenizer.decode(list(out.ids), skip_special_tokens=True))
+        if self._inside_thought(prompt):  # the template opened it; without its tag a cut-off thought would pass for an answer
+            text = "<think>" + text
         return Turn(stage, prompt, out.ids, out.logprobs, text, out.finish, trainable=False)
 
 

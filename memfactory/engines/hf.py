@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from memfactory.algorithms.logprobs import autocast, evaluating
+from memfactory.algorithms.logprobs import autocast, evaluating, logits_at
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
 from memfactory.engines.base import uniforms
 from memfactory.engines.slot_cache import SlotCache
+
+_PREFILL_TOKENS = 65536
+"""Most padded tokens in one prefill: what does not fit waits for the next tick."""
 
 _SPAN = 64
 """The visible width of the cache grows in steps of this many columns."""
@@ -139,6 +142,7 @@ class HFEngine:
         number = min(self.slots - live, len(self._waiting))
         # Admission in small waves: one prefill of several prompts costs less, and a lone tail is never starved.
         if number and (live == 0 or number >= min(16, 1 + live // 8)):
+            number = self._affordable(number)
             with autocast(self.device, self.bf16):
                 self._admit(self._waiting[:number])
             self._waiting = self._waiting[number:]  # only now: a prefill that fails must reach those it was for
@@ -152,6 +156,15 @@ class HFEngine:
             self.positions[torch.tensor(holes, device=self.device)] = 0
         return self._decode()
 
+    def _affordable(self, number: int) -> int:
+        """How many of the first waiting requests one padded prefill may hold; at least one."""
+        width = 0
+        for at, request in enumerate(self._waiting[:number]):
+            width = max(width, len(request.prompt))
+            if at and width * (at + 1) > _PREFILL_TOKENS:
+                return at
+        return number
+
     def _admit(self, requests: list[_Request]) -> None:
         heads = {request.prompt[:-1]: 0 for request in requests}
         heads = {head: at for at, head in enumerate(heads)}
@@ -160,7 +173,7 @@ class HFEngine:
         places = [*holes, *range(len(self._rows), self.slots)][: len(requests)]
         self._rows += [None] * (max(places) + 1 - len(self._rows))
         if self._cache is None:
-            self._cache = SlotCache(self.slots)
+            self._cache = SlotCache(self.slots, torch.bfloat16 if self.bf16 else None)
             self._new_state()
         # A one-token prompt has nothing to prefill; one dummy token keeps the shapes, and its key is never visible.
         ids = torch.zeros(len(heads), max(width, 1), dtype=torch.int64)
@@ -229,14 +242,14 @@ class HFEngine:
         hidden = torch.arange(span, device=self.device) > positions[:, None]
         mask = torch.zeros(n, 1, 1, span, dtype=dtype, device=self.device)
         mask.masked_fill_(hidden[:, None, None], torch.finfo(dtype).min)
-        output = self.model(
-            input_ids=self.tokens[:n, None],
-            position_ids=positions[:, None],
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        return output.logits[:, -1]
+        inputs = {
+            "input_ids": self.tokens[:n, None],
+            "position_ids": positions[:, None],
+            "attention_mask": mask,
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        return logits_at(self.model, (slice(None), -1), inputs)
 
     def _collect(self, tokens: list[int], logprobs: list[float]) -> list[tuple[_Request, Completion]]:
         ended = []

@@ -21,9 +21,10 @@ def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 class SlotCache(Cache):
     """Keys and values [layers, slots, heads, length, dim], grown in length as rows need it."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: what keys and values are stored in; None takes the prefilled cache's."""
         super().__init__(layers=[])
-        self.slots, self.length = slots, 0
+        self.slots, self.length, self.dtype = slots, 0, dtype
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.count = self.span = 0
@@ -42,7 +43,7 @@ class SlotCache(Cache):
         assert self._like is not None, "adopt() comes first"
         layers, *likes = self._like
         heads = likes[0].shape[1]
-        grown = [like.new_zeros(layers, self.slots, heads, length, like.shape[3]) for like in likes]
+        grown = [like.new_zeros(layers, self.slots, heads, length, like.shape[3], dtype=self.dtype) for like in likes]
         for old, new in zip((self.keys, self.values), grown, strict=True):
             if old is not None:
                 new[:, :, :, : self.length] = old
@@ -55,8 +56,8 @@ class SlotCache(Cache):
         assert self.keys is not None and self.values is not None
         for at, (keys, values) in enumerate(_tensors(prefilled)):
             width = keys.shape[2]
-            self.keys[at, rows, :, :width] = keys[owners]
-            self.values[at, rows, :, :width] = values[owners]
+            self.keys[at, rows, :, :width] = keys[owners].to(self.keys.dtype)
+            self.values[at, rows, :, :width] = values[owners].to(self.values.dtype)
 
     def move(self, target: Tensor, source: Tensor) -> None:
         """Copy slots onto others, to close holes."""

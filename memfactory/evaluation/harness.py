@@ -6,11 +6,16 @@ Goes through `agent.inference`, the code that training rolls out and application
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from memfactory.agents.base import BaseAgent
+from memfactory.algorithms.credit import paid_stages, without_errors
+from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
@@ -90,8 +95,19 @@ def evaluate(
     return Scores(name, sampled or greedy, greedy, trajectories)
 
 
+def headline(rewards: Mapping[str, Tensor]) -> Tensor:
+    """The one number of an attempt [M]: the reward "default", else that of the stage answer, else the mean of what is paid."""
+    paid = paid_stages(rewards)
+    if not paid:
+        raise ConfigError(f"compute_reward returned nothing that pays; keys: {', '.join(rewards) or 'none'}. Return a stage or default.")
+    for key in ("default", "answer"):
+        if key in paid:
+            return paid[key]
+    return torch.stack(list(paid.values())).mean(0)
+
+
 def _score(env: BaseEnv, examples: Sequence[dict], trajectories: list[Trajectory], k: int) -> list[list[float]]:
     groups = [RolloutGroup(trajectories[at : at + k], "") for at in range(0, len(trajectories), k)]
-    rewards = env.compute_reward(predictions(groups), env.collate_fn(examples), k, trajectories=trajectories)["default"].tolist()
-    values = [math.nan if t.error is not None else r for t, r in zip(trajectories, rewards, strict=True)]
+    rewards = env.compute_reward(predictions(groups), env.collate_fn(examples), k, trajectories=trajectories)
+    values = headline(without_errors(rewards, trajectories)).tolist()
     return [values[at : at + k] for at in range(0, len(values), k)]
