@@ -2,7 +2,11 @@
 # MemAgent on Qwen3-4B-Instruct with the published hyper-parameters. Paths come from the environment, further flags pass through:
 #   MODEL_PATH=models/tiny DATA_PATH=datas/tiny/train.json OUTPUT_DIR=output/try bash examples/RunMemoryAgent4B.sh --max_steps 1
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.."  # relative paths are read from the project's folder
+source examples/environment.sh
+use_python
+PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
+(cd / && "$PYTHON" -c 'import memfactory') 2>/dev/null || { echo "Error: memfactory is not installed for $PYTHON. Run: bash examples/quickstart.sh (or pip install -e .)" >&2; exit 2; }
 
 MODEL_PATH="${MODEL_PATH:-models/Qwen3-4B-Instruct}"
 DATA_PATH="${DATA_PATH:-datas/converted_hotpotqa_2000.json}"
@@ -10,7 +14,7 @@ OUTPUT_DIR="${OUTPUT_DIR:-output/MemoryAgent4B}"
 
 # One step here is a rollout batch: batch_size x gradient_accumulation_steps = 24 questions x 16 attempts, then one update.
 # The public trainer counted its 24 questions as 24 steps; --save_steps 250 of it is about every 10 steps of this one.
-exec "${PYTHON:-python3}" examples/train_mem_grpo.py \
+exec "$PYTHON" examples/train_mem_grpo.py \
     --model_name_or_path "$MODEL_PATH" \
     --data_path "$DATA_PATH" \
     --output_dir "$OUTPUT_DIR" \

@@ -2,6 +2,8 @@
 """One's own module, agent and env, registered and trained for three steps. `--import examples/custom_components.py` makes
 them known to every command: memfactory train --import examples/custom_components.py --agent_type appender --env_type thrifty ..."""
 
+import shutil
+
 from memfactory import AGENT_REGISTRY, ENV_REGISTRY, MODULE_REGISTRY, BaseAgent, BaseModule, LongcontextEnv, MemTrainer, TrainConfig
 from memfactory.common.prompts import NO_MEMORY, memory_answer_messages, memory_update_messages
 
@@ -13,8 +15,7 @@ class AppendModule(BaseModule):
     async def act(self, model, question, memory, section=None):
         if section is None:
             return (await model.chat(memory_answer_messages(question, memory or NO_MEMORY), stage="answer", max_tokens=24)).text
-        messages = memory_update_messages(question, NO_MEMORY, section)  # the model never sees the old notes, so it cannot lose them
-        notes = (await model.chat(messages, stage="memory", max_tokens=24)).text
+        notes = (await model.chat(memory_update_messages(question, NO_MEMORY, section), stage="memory", max_tokens=24)).text
         return memory if NO_MEMORY in notes else f"{memory} {notes}".strip()
 
 
@@ -30,7 +31,7 @@ class Appender(BaseAgent):
         return ""
 
     def events(self, view):
-        return self.chunks(view.context, 16)
+        return self.chunks(view.context)
 
     async def write(self, model, memory, event, question=None):
         return await self.notes.generate(model, question, memory, event)
@@ -51,7 +52,8 @@ class ThriftyEnv(LongcontextEnv):
 
 
 if __name__ == "__main__":
+    shutil.rmtree("output/custom", ignore_errors=True)  # an example starts afresh
     MemTrainer(TrainConfig(
         model_name_or_path="models/tiny", data_path="datas/tiny/train.json", output_dir="output/custom", agent_type="appender",
-        env_type="thrifty", batch_size=8, lr=4e-4, max_steps=3, device="cpu", resume=True,
+        env_type="thrifty", batch_size=8, chunk_size=16, lr=4e-4, max_steps=3, device="cpu",
     )).train()  # fmt: skip

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from memfactory.cli import explain, guarded
 from memfactory.common.config import TrainConfig, read_config
-from memfactory.common.files import read_json
+from memfactory.common.files import read_json, read_jsonl
 from memfactory.envs.longcontext import LongcontextEnv
 from memfactory.evaluation.compare import comparison, score_model
 from memfactory.evaluation.harness import Scores
@@ -44,6 +44,12 @@ def score(name: str, folder: str, config: TrainConfig, limit: int) -> dict[str, 
     return score_model(name, model, tokenizer, config.agent_type, agent_options(config), envs, Path(config.output_dir), limit=limit)
 
 
+def training_seconds(output: Path) -> float:
+    """Seconds of the steps that are in the log already."""
+    path = output / "metrics.jsonl"
+    return sum(row["seconds"] for row in read_jsonl(path)) if path.is_file() else 0.0
+
+
 def main() -> None:
     os.chdir(ROOT)
     arguments = [a for a in sys.argv[1:] if a != "--fresh"]
@@ -54,15 +60,17 @@ def main() -> None:
         shutil.rmtree(output, ignore_errors=True)
     if (output / "report.json").is_file():
         report = read_json(output / "report.json")
-        console.print(table(report["results"], report["paired"]))
-        console.print(f"Already done in {report['minutes']} minutes: {output}/report.md. Start over with --fresh.")
-        return
+        if not config.changes(report["config"]) and config.max_steps == report["config"]["max_steps"]:
+            console.print(table(report["results"], report["paired"]))
+            console.print(f"Already done in {report['minutes']} minutes: {output}/report.md. Start over with --fresh.")
+            return
     torch.set_num_threads(config.threads or 1)
     start = time.time()
     console.print("[bold]1/3 The base on held-out questions[/]")
     before = score("base", str(config.model_name_or_path), config, limit)
     console.print("[bold]2/3 Train MemoryAgent with MemTrainer (GRPO)[/]")
     trainer = MemTrainer(config)
+    earlier = training_seconds(output)  # of starts that were interrupted
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
     console.print("[bold]3/3 The trained model on the same questions[/]")
@@ -70,7 +78,7 @@ def main() -> None:
     results, paired = comparison(before, after)
     weights = Path(str(config.model_name_or_path)) / "model.safetensors"
     about = {
-        "minutes": round((time.time() - start) / 60, 1),
+        "minutes": round((time.time() - start + earlier) / 60, 1),
         "cpu_minutes_of_training": round(trainer.cpu_seconds / 60, 1),
         "base_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {config.threads} thread(s)",

@@ -5,7 +5,9 @@
 # TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu spares a Linux laptop gigabytes of CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source examples/environment.sh requirements.txt
+source examples/environment.sh
+use_python --make
+install requirements.txt
 # One thread a process is no slower at this size, and spinning OpenMP threads starve each other.
 export OMP_WAIT_POLICY=PASSIVE
 exec python examples/quickstart.py "$@"

@@ -8,9 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 _HOMES = {
+    "memfactory.common.version": ["__version__"],
     "memfactory.common.registry": ["MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY", "ENGINE_REGISTRY", "Registry"],
     "memfactory.common.types": ["Turn", "Trajectory", "RolloutGroup", "View", "Sampling", "Completion", "predictions"],
     "memfactory.common.config": ["TrainConfig", "read_config"],
@@ -32,7 +31,7 @@ _HOMES = {
     "memfactory.trainers.mem_sft_trainer": ["MemSFTTrainer"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted([*_HOME_OF, "__version__"])
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ def guarded(command: Callable[[], None]) -> int:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was saved stays; start again with --resume True to go on.")
+        Console(stderr=True).print("\nStopped. What was saved stays; a training run goes on with --resume True.")
         return 130
     return 0
 
@@ -100,10 +100,10 @@ def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
 
 def list_parts(arguments: Sequence[str]) -> None:
     """`memfactory list`."""
-    names = list(arguments)
-    if names and names[0] not in ("--import", "--plugins"):
-        raise unknown_name("flag of memfactory list", names[0], ["--import"])
-    import_plugins(names[1:])
+    flags = ("--import", "--plugins")
+    if arguments and arguments[0] not in flags:
+        raise unknown_name("flag of memfactory list", arguments[0], ["--import"])
+    import_plugins([name for name in arguments if name not in flags])
     console = Console(soft_wrap=True, highlight=False)
     for registry in REGISTRIES:
         console.print(f"[bold]{registry.kind}[/]")

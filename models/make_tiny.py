@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
+import shutil
 import time
 from pathlib import Path
 
@@ -59,8 +61,7 @@ def main() -> None:
     parser.add_argument("--mild_steps", type=int, default=1100)
     parser.add_argument("--forgetful_steps", type=int, default=120)
     args = parser.parse_args()
-    import random
-
+    shutil.rmtree(args.work_dir, ignore_errors=True)
     tokenizer = make_tiny_tokenizer()
     torch.manual_seed(args.seed)
     model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -88,7 +89,6 @@ def main() -> None:
             seed=args.seed,
             threads=args.threads,
             device="cpu",
-            resume=True,
         )
         trainer = MemSFTTrainer(config, model, tokenizer)
         trainer.train()

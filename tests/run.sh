@@ -3,7 +3,9 @@
 # kill and resume). Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source examples/environment.sh requirements-test.txt
+source examples/environment.sh
+use_python --make
+install requirements-test.txt
 # Two processes of one thread each: bitwise promises and short tests, also on a busy machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 if [ "${1:-}" = "--all" ]; then

@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from memfactory.agents.build import build_agent
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import read_json, write_json
@@ -201,8 +202,11 @@ def test_memfactory_json_says_what_was_trained_and_how(
     )  # fmt: skip
     about = read_json(MemTrainer(config, tiny_qwen3(), tiny_tokenizer).save() / "memfactory.json")
     assert (about["trainer"], about["agent"], about["env"]) == ("mem_grpo", "memagent", "longcontext")
-    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2}
-    assert about["env_options"] == {"reward": "boxed_f1"} and about["roles"] == {"memory": "policy_nograd"}
+    module = {"type": "recurrent_memory_module", "max_memory_tokens": 2, "max_answer_tokens": 2, "prompt_order": "memory_first"}
+    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2, "module": module}
+    assert about["env_options"]["reward"] == "boxed_f1" and about["roles"] == {"memory": "policy_nograd", "answer": "policy"}
+    assert about["format"] == 1 and "<<memory>>" in about["prompts"]["memory_update"]
+    assert build_agent(about["agent"], tiny_tokenizer, "cpu", about["agent_options"]).describe() == about["agent_options"]
     assert (about["step"], about["updates"]) == (0, 0)
     assert about["config"] == json.loads(json.dumps(config.to_dict()))
 

@@ -192,7 +192,16 @@ def test_a_value_of_the_wrong_type_is_one_clear_error(flag: str, value: str, cap
 
 
 def test_an_empty_value_of_a_file_is_the_default(yaml_file: Any) -> None:
-    assert read_config([yaml_file("max_steps:\nplugins: []\nlr: null\n")]).to_dict() == TrainConfig().to_dict()
+    assert read_config([yaml_file("max_steps:\nplugins: []\n")]).to_dict() == TrainConfig().to_dict()
+
+
+def test_null_for_what_must_have_a_value_is_no_silent_default(yaml_file: Any) -> None:
+    with pytest.raises(ConfigError, match="dual_clip is null"):
+        read_config([yaml_file("dual_clip: null\n")])
+
+
+def test_a_repeated_import_keeps_all_its_files() -> None:
+    assert read_config(["--import", "a.py", "--lr", "1", "--import", "b.py", "c.py"]).plugins == ["a.py", "b.py", "c.py"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -244,13 +253,20 @@ MAY_CHANGE = set(
 
 
 @pytest.mark.parametrize("name", sorted(FLAGS))
-def test_the_fingerprint_knows_what_decides_a_step(name: str) -> None:
+def test_a_change_of_what_decides_a_step_is_named_and_only_that(name: str) -> None:
     value = another_value(name)
     assert value != getattr(TrainConfig(), name)
-    same = TrainConfig(**{name: value}).fingerprint() == TrainConfig().fingerprint()
-    assert same == (name in MAY_CHANGE)
+    changes = TrainConfig(**{name: value}).changes(TrainConfig().to_dict())
+    assert [change.split(":")[0] for change in changes] == ([] if name in MAY_CHANGE else [name])
+
+
+def test_an_option_that_an_older_run_did_not_know_had_its_default() -> None:
+    saved = TrainConfig(lr=1e-4).to_dict()
+    del saved["clip_high"]
+    assert TrainConfig(lr=1e-4).changes(saved) == []
+    assert TrainConfig(lr=1e-4, clip_high=0.28).changes(saved) == ["clip_high: 0.2 -> 0.28"]
 
 
 def test_the_length_of_a_run_decides_its_steps_when_the_learning_rate_falls_with_it() -> None:
     short, long = (TrainConfig(lr_schedule="linear", max_steps=steps) for steps in (3, 6))
-    assert short.fingerprint() != long.fingerprint()
+    assert long.changes(short.to_dict()) == ["max_steps: 3 -> 6"]

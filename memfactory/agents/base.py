@@ -11,7 +11,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -66,6 +66,12 @@ class BaseAgent(ABC):
     def slot_options(self, slot: str) -> dict[str, Any]:
         """Options that the agent's own hand down to a slot; what is said of the slot itself wins."""
         return {}
+
+    def describe(self) -> dict[str, Any]:
+        """All options with their values, those of the slots nested: what the constructor takes to make this agent again."""
+        slots = {slot: getattr(self, slot) for slot in self.slots}
+        nested = {slot: {"type": MODULE_REGISTRY.name_of(type(module)), **asdict(module.options)} for slot, module in slots.items()}
+        return asdict(self.options) | nested
 
     # What an author writes
 

@@ -6,7 +6,6 @@ Knows names and ranges, not the parts that use them. `read_config(["run.yaml", "
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ def _option(default: Any, text: str, **metadata: Any) -> Any:
 
 
 _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
+
+_MAPPINGS = ("agent_options", "env_options", "roles")
 
 _FREE_ON_RESUME = frozenset(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
@@ -72,7 +73,7 @@ class TrainConfig:
     aggregation: str = _option("token", "What weighs alike: token, sequence (turn), trajectory or prompt.")
     clip_low: float = _option(0.2, "The ratio is clipped below at 1 - clip_low.")
     clip_high: float = _option(0.2, "The ratio is clipped above at 1 + clip_high.")
-    dual_clip: float | None = _option(3.0, "Bound of the loss for negative advantages, in multiples of them.")
+    dual_clip: float = _option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
     beta: float = _option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
     truncated: str = _option("train", "What a response cut off at its limit gets: train, mask or penalize.")
     truncated_penalty: float = _option(0.5, "Taken from the advantage of truncated turns under penalize.")
@@ -96,13 +97,13 @@ class TrainConfig:
     bf16: bool | None = _option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 
     # Run
-    epoch: int = _option(1, "Passes over the training data.")
+    epoch: int = _option(1, "Passes over the training data; max_steps, if given, decides instead.")
     max_steps: int | None = _option(None, "Stop after this many steps (rollout batches).")
     max_cpu_minutes: float | None = _option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
     seed: int = _option(0, "Seed of data order and of every random stream.")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
     threads: int = _option(0, "CPU threads of torch; 0 leaves torch's choice.")
-    eval_steps: int = _option(0, "Held-out check every so many steps; 0 only where the command says so.")
+    eval_steps: int = _option(0, "Held-out check every so many steps; 0: none.")
     eval_samples: int = _option(64, "Examples of each held-out set in a check; 0 is all.")
     eval_k: int = _option(1, "Sampled attempts per example in a check, beside the greedy one.")
     save_steps: int = _option(50, "Checkpoint every so many steps; one is always saved at the end.")
@@ -112,7 +113,7 @@ class TrainConfig:
     wandb_name: str | None = _option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
 
     def __post_init__(self) -> None:
-        for name in ("agent_options", "env_options", "roles"):
+        for name in _MAPPINGS:
             setattr(self, name, json.dumps(_mapping(name, getattr(self, name)), sort_keys=True))
         for name in _COUNTS:
             if getattr(self, name) < 1:
@@ -132,15 +133,15 @@ class TrainConfig:
         return self.batch_size * self.gradient_accumulation_steps
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as plain values, as they are saved beside a checkpoint."""
-        return dataclasses.asdict(self)
+        """All options as plain values and mappings, as they are saved beside a checkpoint."""
+        return dataclasses.asdict(self) | {name: self.mapping(name) for name in _MAPPINGS}
 
-    def fingerprint(self) -> str:
-        """Hash of everything that decides what a run computes: what may change on resume is left out."""
+    def changes(self, saved: dict[str, Any]) -> list[str]:
+        """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default."""
         # A schedule that falls with the length of the run makes that length part of what each step computes.
         free = _FREE_ON_RESUME - ({"max_steps", "epoch"} if self.lr_schedule != "constant" else set())
-        kept = {k: v for k, v in self.to_dict().items() if k not in free}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        old = TrainConfig().to_dict() | saved
+        return [f"{name}: {old[name]!r} -> {value!r}" for name, value in self.to_dict().items() if name not in free and old[name] != value]
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:
@@ -168,14 +169,32 @@ def read_config(arguments: Sequence[str]) -> TrainConfig:
     """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
-    if arguments and not arguments[0].startswith("-"):
+    file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    arguments = _gathered(arguments, ("--import", "--plugins"))
+    if file is not None:
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
-        arguments = [*_yaml_flags(Path(arguments[0]), known), *arguments[1:]]
+        arguments = [*_yaml_flags(Path(file), known), *arguments]
     parser = _Parser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if extra:
         raise unknown_name("flag", extra[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
     return config
+
+
+def _gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """The same arguments with the values of a repeated list flag behind its first name: argparse keeps only the last."""
+    kept: list[str] = []
+    values: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument in names:
+            taking = True
+        elif argument.startswith("--"):
+            taking = False
+            kept.append(argument)
+        else:
+            (values if taking else kept).append(argument)
+    return [*kept, names[0], *values] if values else kept
 
 
 def _yaml_flags(path: Path, known: set[str]) -> list[str]:
@@ -194,6 +213,8 @@ def _yaml_flags(path: Path, known: set[str]) -> list[str]:
         if isinstance(value, dict):
             value = json.dumps(value)
         items = value if isinstance(value, list) else [value]
+        if value is None and getattr(TrainConfig(), key) is not None:
+            raise ConfigError(f"{path}: {key} is null, but it must have a value. Leave the key out for its default.")
         if value is not None and items:
             flags += [f"--{key}", *map(str, items)]
     return flags

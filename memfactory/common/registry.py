@@ -52,6 +52,10 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, self._parts, "`memfactory list` shows what is registered.")
         return self._parts[name]
 
+    def name_of(self, part: object) -> str:
+        """The name a part is registered under; its class's own name if it is not."""
+        return next((name for name, known in self._parts.items() if known is part), getattr(part, "__qualname__", str(part)))
+
     def __contains__(self, name: object) -> bool:
         return name in self._parts
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_jsonl, write_jsonl
 from memfactory.common.registry import TRACKER_REGISTRY
+from memfactory.common.settings import load_settings
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class SwanLabTracker:
         except ModuleNotFoundError as error:
             raise ConfigError("--report_to swanlab needs the package swanlab: pip install swanlab.") from error
         self._swanlab = swanlab
+        load_settings()  # the key may stand in .env
         mode = os.environ.get("SWANLAB_MODE") or ("cloud" if os.environ.get("SWANLAB_API_KEY") else "offline")
         folder = output_dir / "swanlog"
         folder.mkdir(parents=True, exist_ok=True)

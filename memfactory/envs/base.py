@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any  # noqa: UP035 - the mandated signature spells them so
+from typing import Any  # noqa: UP035 - as subclasses of published code spell them
 
 import torch
 from torch.utils.data import Dataset

@@ -7,7 +7,7 @@ answer without a box, cut off or empty is the policy's failure and scores 0. Tok
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any  # noqa: UP035 - the mandated signature spells them so
+from typing import Any  # noqa: UP035 - as subclasses of published code spell them
 
 import torch
 

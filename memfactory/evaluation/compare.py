@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.agents.build import build_agent, local_models
-from memfactory.common.files import read_json, write_json, write_text
+from memfactory.common.files import file_hash, read_json, write_json, write_text
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.harness import Scores, evaluate
 from memfactory.evaluation.report import Row, paired_rows, result_row
@@ -48,9 +48,17 @@ def score_model(
     """Scores on every data set; those already in `folder` for the same weights and settings are read, not made again."""
     built = build_agent(agent, tokenizer, str(model.device), agent_options)
     models = local_models(model, tokenizer)
-    key = {"weights": weights_hash(model), "agent": agent, "agent_options": dict(agent_options), "k": k, "limit": limit, "seed": seed}
+    key: dict[str, Any] = {
+        "weights": weights_hash(model),
+        "agent": agent,
+        "agent_options": dict(agent_options),
+        "k": k,
+        "limit": limit,
+        "seed": seed,
+    }
     scores: dict[str, Scores] = {}
     for dataset, env in envs.items():
+        key |= {"data": file_hash(env.data_path), "env": type(env).__name__, "env_options": repr(env.options)}
         slug = f"{name}-{re.sub('[^0-9A-Za-z]+', '-', dataset).strip('-')}"
         path = folder / "scores" / f"{slug}.json"
         if path.is_file() and (saved := read_json(path))["key"] == key:

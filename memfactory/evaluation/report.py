@@ -106,7 +106,7 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
     panels = [
         ("Loss", ["loss"] if "reward" not in keys_seen else []),
         ("Training reward (mean of a rollout batch)", ["reward"]),
-        ("Held-out exact match", held_out),
+        ("Held-out score", held_out),
         ("Entropy (nats) and informative groups (share)", ["entropy", "informative"]),
         ("Response length (tokens)", sorted(key for key in keys_seen if key.startswith("length/"))),
         ("Gradient norm", ["grad_norm"]),
@@ -137,7 +137,8 @@ def plot_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if len(keys) > 1:
             axis.legend(fontsize=8)
-        axis.set_ylim(bottom=0)
+        if axis.get_ylim()[0] > 0:
+            axis.set_ylim(bottom=0)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

@@ -24,7 +24,9 @@ from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers,
 from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.files import file_hash
 from memfactory.common.tracking import build_trackers
+from memfactory.common.version import __version__
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 
@@ -38,7 +40,7 @@ class BaseTrainer(ABC):
         _check_choices(config)
         self.config = config
         self.output_dir = Path(config.output_dir)
-        self.device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _device(config.device)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -46,10 +48,10 @@ class BaseTrainer(ABC):
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._resume_from = self._find_checkpoint()
-        if model is None or tokenizer is None:
-            if not config.model_name_or_path:
-                raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
-            model, tokenizer = ckpt.load_model(config.model_name_or_path, str(self.device))
+        if tokenizer is None:
+            tokenizer = ckpt.load_tokenizer(required_model(config))
+        if model is None:
+            model, _ = ckpt.load_model(required_model(config), str(self.device))
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
@@ -63,6 +65,7 @@ class BaseTrainer(ABC):
         self.updates = 0
         self.skipped_updates = 0
         self.cpu_seconds = 0.0
+        self._updates_in_step = 0
         self.best_score = -float("inf")
 
     # What a trainer supplies
@@ -87,7 +90,14 @@ class BaseTrainer(ABC):
 
     def about(self) -> dict[str, Any]:
         """What memfactory.json says of a checkpoint."""
-        return {"trainer": self.config.trainer, "step": self.step, "updates": self.updates, "config": self.config.to_dict()}
+        return {
+            "format": ckpt.FORMAT,
+            "memfactory": __version__,
+            "trainer": self.config.trainer,
+            "step": self.step,
+            "updates": self.updates,
+            "config": self.config.to_dict(),
+        }
 
     # The loop
 
@@ -129,6 +139,7 @@ class BaseTrainer(ABC):
 
     def _timed_step(self) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
+        self._updates_in_step = 0
         metrics = self.training_step()
         self.step += 1
         self.cpu_seconds += time.process_time() - cpu
@@ -151,9 +162,13 @@ class BaseTrainer(ABC):
     def optimizer_update(self) -> tuple[float, float]:
         """Clip, step, count; returns (gradient norm, learning rate). A non-finite gradient is skipped and counted."""
         config = self.config
-        # A stop by CPU time leaves the number of updates open, so only `constant` may be used without max_steps.
+        # Warm-up counts updates that were made; the rest of the schedule counts planned ones, so that it ends with the run
+        # also when some steps had nothing to learn from.
+        planned = self.step * self.updates_per_step + self._updates_in_step
+        self._updates_in_step += 1
+        warming = self.updates < config.warmup_updates
         total = self.total_steps * self.updates_per_step
-        lr = config.lr * lr_scale(self.updates, config.warmup_updates, total, config.lr_schedule)
+        lr = config.lr * lr_scale(self.updates if warming else planned, config.warmup_updates, total, config.lr_schedule)
         set_lr(self.optimizers, lr)
         norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
         self.updates += finite
@@ -165,7 +180,8 @@ class BaseTrainer(ABC):
     def save(self) -> Path:
         """Write a checkpoint of this moment (between steps, so that nothing is in flight)."""
         state = {
-            "fingerprint": self.config.fingerprint(),
+            "config": self.config.to_dict(),
+            "data": file_hash(self.config.data_path),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "counters": {name: getattr(self, name) for name in ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")},
             "random": ckpt.random_states(),
@@ -175,7 +191,7 @@ class BaseTrainer(ABC):
         return folder
 
     def _save_if_best(self, score: float | None) -> Path | None:
-        if score is None or score <= self.best_score:
+        if score is None or not score > self.best_score:  # written so that NaN is never the best
             return None
         self.best_score = score
         folder = self.save()
@@ -193,9 +209,12 @@ class BaseTrainer(ABC):
 
     def _restore(self, folder: Path) -> None:
         state = ckpt.load_state(folder)
-        if state["fingerprint"] != self.config.fingerprint():
+        changes = self.config.changes(state["config"])
+        if (new := file_hash(self.config.data_path)) != state["data"]:
+            changes.append(f"content of {self.config.data_path}: {state['data']} -> {new}")
+        if changes:
             raise ConfigError(
-                f"{folder} was trained with other options (see its memfactory.json), so a resumed run would be neither. "
+                f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
                 "Give the same options, or another --output_dir."
             )
         self.model.load_state_dict(ckpt.load_weights(folder))
@@ -215,6 +234,22 @@ def _check_choices(config: TrainConfig) -> None:
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)
+
+
+def required_model(config: TrainConfig) -> str:
+    """The model to start from; a missing one is an error that says what to give."""
+    if not config.model_name_or_path:
+        raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
+    return config.model_name_or_path
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
+        here = "cpu, cuda, cuda:N" if torch.cuda.is_available() else "cpu (this torch sees no GPU)"
+        raise ConfigError(f"--device {name}: not usable here. Known: auto, {here}.")
+    return torch.device(name)
 
 
 def _tracker_names(config: TrainConfig) -> list[str]:

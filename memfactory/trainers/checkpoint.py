@@ -22,28 +22,41 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import new_folder, point, write_json
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+FORMAT = 1
+"""Of memfactory.json."""
 _NAME = re.compile(r"checkpoint-(\d{6,})")
+
+
+_NO_MODEL = (
+    "No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
+    "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or --model_name_or_path."
+)
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer from a folder or a hub name; what is missing is one clear error that says how to get it."""
     folder = Path(path).expanduser()
-    if looks_local(path) and not (folder / "config.json").is_file():
-        raise MissingFileError(
-            f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched "
-            "with `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or "
-            "--model_name_or_path."
-        )
+    tokenizer = load_tokenizer(path)
     try:
-        source = str(folder) if folder.exists() else path
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, SafetensorError) as error:
+        model = AutoModelForCausalLM.from_pretrained(str(folder) if folder.exists() else path, dtype=dtype)
+    except (OSError, ValueError, SafetensorError) as error:
         raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+    return model.to(device), tokenizer  # type: ignore[arg-type]
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer; one without a padding token pads with its end token."""
+    folder = Path(path).expanduser()
+    if looks_local(path) and not (folder / "config.json").is_file():
+        raise MissingFileError(_NO_MODEL.format(path=path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path)
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f"The tokenizer of {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device), tokenizer  # type: ignore[arg-type]
+    return tokenizer
 
 
 def looks_local(path: str) -> bool:

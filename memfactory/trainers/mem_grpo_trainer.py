@@ -15,11 +15,12 @@ loss averages over all tokens of an update with one denominator. Knows no stage,
 from __future__ import annotations
 
 import copy
+import math
 import random
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,18 +29,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
-from memfactory.algorithms.credit import assign_credit, paid_stages
+from memfactory.algorithms.credit import assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs, without_dropout
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
 from memfactory.common.config import TrainConfig
-from memfactory.common.errors import ConfigError
-from memfactory.common.registry import ADVANTAGE_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
+from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.prompts import PROMPTS
+from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
 from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.harness import evaluate
+from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
-from memfactory.trainers.base import BaseTrainer
+from memfactory.trainers.base import BaseTrainer, required_model
+from memfactory.trainers.checkpoint import load_tokenizer
 from memfactory.trainers.metrics import Averages, rollout_metrics
 
 
@@ -69,25 +72,31 @@ class MemTrainer(BaseTrainer):
         agent: BaseAgent | None = None,
         eval_envs: dict[str, BaseEnv] | None = None,
     ) -> None:
-        # The data first: a wrong path should not cost the loading of a model.
+        if config.num_generations < 2:
+            raise ConfigError("--num_generations 1: an attempt is compared with others of its group, so 2 is the least.")
         if env is None and not config.data_path:
             raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
-        env_class = ENV_REGISTRY.get(config.env_type)
-        self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **config.mapping("env_options"))
-        named = [spec.rpartition("=") for spec in config.eval_data_path]
-        self.eval_envs = (
-            eval_envs if eval_envs is not None else {n or p: env_class(p, tokenizer, **config.mapping("env_options")) for n, _, p in named}
-        )
+        # The data before the weights: a wrong path should not cost the loading of a model.
+        if tokenizer is None:
+            tokenizer = load_tokenizer(required_model(config))
+        env_class, env_options = ENV_REGISTRY.get(config.env_type), config.mapping("env_options")
+        self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **env_options)
+        if eval_envs is None:
+            named = [spec.rpartition("=") for spec in config.eval_data_path]
+            eval_envs = {name or path: env_class(path, tokenizer, **env_options) for name, _, path in named}
+        self.eval_envs: dict[str, BaseEnv] = eval_envs
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
         loss = LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
-        self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip)
+        self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
         self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
+        if self.reference is not None and self.bf16:
+            self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
             roles=roles, reference=self.reference,
@@ -121,16 +130,17 @@ class MemTrainer(BaseTrainer):
     def training_step(self) -> dict[str, Any]:
         rollout = self._rollout()
         start = time.perf_counter()
-        averages, lr = Averages(), 0.0
-        first = True
+        averages, first = Averages(), True
         for iteration in range(self.config.num_iterations):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
             for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
                 if self.config.old_logprobs == "recompute":
-                    part = replace(part, samples=self._with_logprobs(part.samples, self.model, "old_logprobs"))
+                    part = self._recomputed(part, averages, measure=first)
+                # Before the first update the weights are those that sampled, so the two log-probs should agree.
                 self._backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
+                averages.add("lr", lr, 1)
                 first = False
         self.models.weights_changed()
         seconds = time.perf_counter() - start
@@ -138,7 +148,6 @@ class MemTrainer(BaseTrainer):
         times = {
             "update_seconds": seconds,
             "update_tokens_per_second": tokens / max(seconds, 1e-9),
-            "lr": lr,
             "peak_memory_gb": self._peak_memory(),
         }
         return rollout.metrics | averages.means() | times
@@ -155,15 +164,35 @@ class MemTrainer(BaseTrainer):
         sampled_in = time.perf_counter() - start
         trajectories = [t for group in groups for t in group.trajectories]
         rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
+        rewards = self._checked(without_errors(rewards, trajectories))
         credit = assign_credit(groups, rewards, self._normalize, config.credit)
         data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty)
+        averages = Averages()
         if config.old_logprobs == "frozen":
-            data = replace(data, samples=self._with_logprobs(data.samples, self.model, "old_logprobs"))
+            data = self._recomputed(data, averages, measure=True)
         if config.beta > 0 and self.reference is not None:
             data = replace(data, samples=self._with_logprobs(data.samples, self.reference, "ref_logprobs"))
-        metrics = rollout_metrics(groups, rewards, credit, sampled_in)
-        metrics["sample"] = transcript(examples[0], trajectories[0], float(next(iter(paid_stages(rewards).values()))[0]))
+        metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
+        metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)
+
+    def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The rewards, if every key that pays is one that a turn of this agent can have."""
+        known = {"default", *self.agent.stages}
+        for name in paid_stages(rewards):
+            if name not in known:
+                raise unknown_name(f"reward of {type(self.env).__name__}", name, known, "A component to log has a slash: default/name.")
+        return rewards
+
+    def _recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
+        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
+        fresh = self._with_logprobs(data.samples, self.model, "old_logprobs")
+        if measure:
+            pairs = zip(data.samples, fresh, strict=True)
+            off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
+            averages.add("logprob_mismatch", sum(off), len(off))
+            averages.maximum("logprob_mismatch_max", max(off, default=0.0))
+        return replace(data, samples=fresh)
 
     @torch.no_grad()
     def _with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
@@ -182,17 +211,20 @@ class MemTrainer(BaseTrainer):
     def _backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
+        total = 0.0
         for micro in part.micro_batches(self.config.tokens_per_micro_batch):
             micro = micro.to(self.device)
             with autocast(self.device, self.bf16):
                 logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
             loss = self._micro_loss(micro, logprobs, averages)
             loss.backward()
+            total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
             if measure_mismatch:
                 off = (logprobs.detach() - micro.old).abs()
                 averages.add("logprob_mismatch", float(off.sum()), len(off))
                 averages.maximum("logprob_mismatch_max", float(off.max()))
+        averages.add("loss", total, 1)
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
@@ -203,7 +235,6 @@ class MemTrainer(BaseTrainer):
             per_token = per_token + self.config.beta * kl
             averages.add("kl", float(kl.detach().sum()), number)
         loss = (per_token * micro.weights).sum()
-        averages.add("loss", float(loss.detach()), 0)
         averages.add("ratio", float(token.ratio.sum()), number)
         averages.add("clip_fraction", float(token.clipped.float().sum()), number)
         averages.maximum("ratio_max", float(token.ratio.max()))
@@ -218,17 +249,18 @@ class MemTrainer(BaseTrainer):
         for name, env in self.eval_envs.items():
             result = evaluate(self.agent, self.models, env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed)
             metrics |= {f"eval/{name}/sampled": result.avg_at_k.value, f"eval/{name}/greedy": result.greedy_mean.value}
-            scores.append(result.avg_at_k.value)
+            if not math.isnan(result.avg_at_k.value):  # a set lost to infrastructure does not decide which checkpoint is best
+                scores.append(result.avg_at_k.value)
         return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
 
     def about(self) -> dict[str, Any]:
-        config = self.config
         return super().about() | {
-            "agent": config.agent_type,
-            "agent_options": agent_options(config),
-            "env": config.env_type,
-            "env_options": config.mapping("env_options"),
-            "roles": self.models.roles,
+            "agent": AGENT_REGISTRY.name_of(type(self.agent)),
+            "agent_options": self.agent.describe(),
+            "env": ENV_REGISTRY.name_of(type(self.env)),
+            "env_options": asdict(self.env.options),
+            "roles": {stage: self.models.role(stage) for stage in self.agent.stages},
+            "prompts": PROMPTS,
         }
 
     def _peak_memory(self) -> float:
