@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterable
 
 import pytest
@@ -13,6 +14,7 @@ from memfactory.agents.base import BaseAgent
 from memfactory.algorithms.credit import assign_credit
 from memfactory.algorithms.packing import pack
 from memfactory.common.errors import ConfigError, PromptTooLong, UnknownNameError, UserError
+from memfactory.common.parsing import strip_thinking
 from memfactory.common.types import Completion, Messages, Sampling, Trajectory, Turn, View
 from memfactory.engines.base import run, stream_key
 from memfactory.engines.chat import LocalChat, Models, Session
@@ -241,3 +243,28 @@ def test_the_scripted_engine_stops_as_an_engine_does() -> None:
     outs = [run(engine.complete((1, 9, 2), Sampling(limit))) for limit in (1, 2, 3)]
     assert outs == [Completion((1,), (0.0,), "length"), *[Completion((1, 9), (0.0, 0.0), "stop")] * 2]
     assert [prompt for prompt, _ in engine.requests] == [(1, 9, 2)] * 3
+
+
+def test_a_thought_that_the_template_opened_is_seen_as_open(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template += "{%- if add_generation_prompt %}{{- '<think>\n' }}{%- endif %}"
+    says = tokenizer("city alice paris .", add_special_tokens=False).input_ids
+    engine = ScriptedEngine(lambda prompt, sampling: [*says, tokenizer.eos_token_id], frozenset({tokenizer.eos_token_id}))
+    turn = run(LocalChat(tokenizer, engine).chat([{"role": "user", "content": "city alice ?"}], "memory", Sampling(20)))
+    assert strip_thinking(turn.text) is None, "a thought that was cut off is no memory"
+    assert turn.response_ids == (*says, tokenizer.eos_token_id)
+
+
+def test_a_tokenizer_without_a_template_is_one_clear_error(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="chat template"):
+        LocalChat(tokenizer, ScriptedEngine(lambda prompt, sampling: [])).encode([{"role": "user", "content": "a"}])
+
+
+def test_running_from_inside_the_loop_is_refused_not_a_deadlock() -> None:
+    async def inside() -> None:
+        with pytest.raises(RuntimeError, match="await"):
+            run(asyncio.sleep(0))
+
+    run(inside())

@@ -521,3 +521,92 @@ def test_an_empty_file_of_turns_is_one_clear_error(sft: Callable[..., MemSFTTrai
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"empty\.jsonl"):
         sft(data_path=str(tmp_path / "empty.jsonl"), max_steps=1).train()
+
+
+# What a first review found
+
+
+def test_an_attempt_lost_to_a_server_is_in_no_reward_metric(grpo: Callable[..., MemTrainer]) -> None:
+    trainer = grpo()
+    original = trainer.agent.rollout
+
+    def lose_the_first(*args: Any, **kwargs: Any) -> Any:
+        groups = original(*args, **kwargs)
+        groups[0].trajectories[0].error = "server is gone"
+        return groups
+
+    trainer.agent.rollout = lose_the_first  # type: ignore[method-assign]
+    metrics = trainer.training_step()
+    assert (metrics["errors"], metrics["unscorable"], len(metrics["reward_values"])) == (1, 1, 7)
+
+
+def test_an_example_that_occurs_twice_in_a_step_gets_other_attempts(grpo: Callable[..., MemTrainer]) -> None:
+    trainer = grpo(batch_size=6)  # of five questions
+    rollouts = rollouts_of(trainer)
+    trainer.training_step()
+    groups: dict[str, list[Any]] = {}
+    for group in rollouts[0].groups:
+        groups.setdefault(group.example_id, []).append([turn.response_ids for t in group.trajectories for turn in t.turns])
+    (twice,) = [found for found in groups.values() if len(found) == 2]
+    assert twice[0] != twice[1]
+
+
+def test_an_env_is_given_the_tokenizer(folder: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        model_name_or_path=str(folder / "base"), data_path=str(folder / "facts.json"), output_dir=str(tmp_path / "run"), device="cpu"
+    )
+    assert MemTrainer(config).env.tokenizer is not None
+
+
+def test_a_reward_that_no_turn_can_have_is_refused(grpo: Callable[..., MemTrainer]) -> None:
+    class Misspelt(HashEnv):
+        def compute_reward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+            return {"anwser": super().compute_reward(*args, **kwargs)["default"]}
+
+    with pytest.raises(UserError, match="Did you mean 'answer'"):
+        grpo(Misspelt).training_step()
+
+
+@pytest.mark.parametrize("score", [math.nan, None])
+def test_no_score_is_never_the_best(grpo: Callable[..., MemTrainer], score: float | None) -> None:
+    trainer = grpo()
+    assert trainer._save_if_best(score) is None
+    assert not (trainer.output_dir / "best").exists()
+
+
+def test_a_schedule_ends_with_the_run_though_steps_had_nothing_to_learn(grpo: Callable[..., MemTrainer]) -> None:
+    trainer = grpo(lr_schedule="linear", max_steps=4, lr=1.0)
+    trainer.step, trainer.updates = 3, 1  # two of three steps were empty
+    assert trainer.optimizer_update()[1] == pytest.approx(0.25)
+
+
+def test_the_loss_is_that_of_an_update_not_of_a_step(grpo: Callable[..., MemTrainer]) -> None:
+    one, two = (grpo(num_minibatches=number, lr=0.0, batch_size=4).training_step() for number in (1, 2))
+    assert abs(two["loss"] - one["loss"]) < 0.5 * abs(one["loss"]) + 0.1
+    assert (one["lr"], two["lr"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("old", ["sampler", "frozen", "recompute"])
+def test_the_distance_of_sampler_and_trainer_is_logged_in_every_mode(grpo: Callable[..., MemTrainer], old: str) -> None:
+    metrics = grpo(old_logprobs=old, num_minibatches=2).training_step()
+    assert 0 < metrics["logprob_mismatch"] <= metrics["logprob_mismatch_max"] < 1e-5
+
+
+def test_a_group_of_one_is_refused(grpo: Callable[..., MemTrainer]) -> None:
+    with pytest.raises(ConfigError, match="num_generations"):
+        grpo(num_generations=1)
+
+
+def test_changed_data_is_noticed_on_resume(grpo: Callable[..., MemTrainer], folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "facts.json"
+    copy.write_bytes((folder / "facts.json").read_bytes())
+    grpo(data_path=str(copy)).train()
+    write_json(copy, synth_facts(5, seed=4, chunks=(2,)))
+    with pytest.raises(ConfigError, match=r"content of .*facts\.json"):
+        grpo(data_path=str(copy), resume=True, max_steps=2).train()
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu:0"])
+def test_an_unknown_device_is_one_clear_error(grpo: Callable[..., MemTrainer], device: str) -> None:
+    with pytest.raises(ConfigError, match="--device"):
+        grpo(device=device)
