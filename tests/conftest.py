@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,3 +52,18 @@ def tiny_qwen3(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Qwen3Fo
             return Qwen3ForCausalLM(Qwen3Config(**(settings | overrides))).eval()
 
     return make
+
+
+@pytest.fixture
+def forgotten_parts() -> Iterator[None]:
+    """Forget the parts that a test registers, so that tests do not see each other's; the project's own stay."""
+    import memfactory.cli  # noqa: F401 - registers the project's parts before the snapshot
+    from memfactory.common.registry import REGISTRIES
+
+    before = [dict(registry._parts) for registry in REGISTRIES]
+    yield
+    for registry, parts in zip(REGISTRIES, before, strict=True):
+        registry._parts.clear()
+        registry._parts.update(parts)
+    for name in [name for name in sys.modules if name.startswith("memfactory_plugin_")]:
+        del sys.modules[name]

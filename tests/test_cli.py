@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,7 @@ MODEL, DATA = ROOT / "models" / "tiny", ROOT / "datas" / "tiny" / "train.json"
 CUSTOM = ROOT / "examples" / "custom_components.py"
 
 
-@pytest.fixture(autouse=True)
-def forgotten_parts() -> Iterator[None]:
-    """Forget the parts that `--import` registered."""
-    before = [dict(registry._parts) for registry in REGISTRIES]
-    yield
-    for registry, parts in zip(REGISTRIES, before, strict=True):
-        registry._parts.clear()
-        registry._parts.update(parts)
-    sys.modules.pop("memfactory_plugin_custom_components", None)
-    for name in [name for name in sys.modules if name.startswith("memfactory_plugin_custom_components")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("forgotten_parts")
 
 
 def train(tmp_path: Path, **options: Any) -> list[str]:

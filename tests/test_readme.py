@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from memfactory.common.config import read_config
-from memfactory.common.registry import REGISTRIES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -20,7 +19,7 @@ BLOCK = re.compile(r"^(?P<mark><!--[^\n]*-->\n+)?```(?P<kind>\w*)\n(?P<body>.*?)
 TOP_LEVEL = ("examples", "tests", "models", "datas", "evaluation", "docs", "benchmarks", "memfactory")
 MADE_BY_A_RUN = ("output", "models/Qwen", "datas/converted")
 
-pytestmark = pytest.mark.skipif(not TEXT, reason="there is no README.md")
+pytestmark = [pytest.mark.skipif(not TEXT, reason="there is no README.md"), pytest.mark.usefixtures("forgotten_parts")]
 
 
 def blocks(kind: str) -> list[str]:
@@ -40,16 +39,6 @@ def repository_files(word: str) -> Iterator[str]:
     path = word.rpartition("=")[2]
     if path.split("/")[0] in TOP_LEVEL and "/" in path and not path.startswith(MADE_BY_A_RUN):
         yield path
-
-
-@pytest.fixture(autouse=True)
-def forgotten_parts() -> Iterator[None]:
-    """Forget the parts that the README registers."""
-    before = [dict(registry._parts) for registry in REGISTRIES]
-    yield
-    for registry, parts in zip(REGISTRIES, before, strict=True):
-        registry._parts.clear()
-        registry._parts.update(parts)
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
