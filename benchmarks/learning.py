@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=88, help="GRPO steps: about 5.5 CPU minutes")
     parser.add_argument("--sft_steps", type=int, default=1600, help="supervised steps of the controls: at least the same CPU minutes")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="print the report of what has been run, and run nothing")
     parser.add_argument("--score", help="internal: a model folder to score")
     parser.add_argument("--into", type=Path)
     args = parser.parse_args()
@@ -157,6 +158,9 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "base.json").is_file():
         score_folder("models/tiny", args.output / "base.json")
+    if args.report:
+        print(report(args))
+        return
     jobs = [(arm, seed) for arm in args.arms for seed in args.seeds]
     with ThreadPoolExecutor(args.workers) as pool:
         for job, _ in zip(jobs, pool.map(lambda job: run_arm(*job, args), jobs), strict=True):
