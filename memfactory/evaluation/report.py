@@ -67,7 +67,12 @@ def _headings(results: Sequence[Row]) -> list[str]:
 def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
     """Results and paired gains as a terminal table."""
     numbers = ", ".join(sorted({str(row["n"]) for row in results}))
-    shown = Table(title=f"Held-out exact match, {numbers} questions a set; gains with 95 % intervals", box=SIMPLE, pad_edge=False)
+    shown = Table(
+        title=f"Held-out exact match, {numbers} questions a set; gains with 95 % intervals",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in (headings := _headings(results)):
         if name != "n":  # the terminal is 80 columns wide; the files have it
             shown.add_column(name, justify="left" if name in ("data set", "model") else "right", no_wrap=True, min_width=len(name) + 2)
