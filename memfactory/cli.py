@@ -21,7 +21,7 @@ import memfactory.trainers.mem_grpo_trainer
 import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import UserError, unknown_name
-from memfactory.common.registry import REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
+from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
 
 USAGE = """memfactory: train agents that manage their own memory
@@ -72,13 +72,19 @@ def _escape(text: str) -> str:
 def train(arguments: Sequence[str]) -> None:
     """`memfactory train`."""
     load_settings()
-    config = read_config(arguments)
+    config = read_config(arguments, slots_of)
     import_plugins(config.plugins)
     trainer_class = TRAINER_REGISTRY.get(config.trainer)
     trainer = trainer_class(config)
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (transformers and vLLM load it)", last)
+
+
+def slots_of(config: TrainConfig) -> list[str]:
+    """The slots of the chosen agent, which may be one's own: `--SLOT key` fills them."""
+    import_plugins(config.plugins)
+    return list(AGENT_REGISTRY.get(config.agent_type).slots)  # type: ignore[attr-defined]
 
 
 def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:

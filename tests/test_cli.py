@@ -276,3 +276,8 @@ def check_report(out: Path) -> None:
     assert "trained" in (out / "report.md").read_text(encoding="utf-8")
     assert len(list((out / "trajectories").glob("*.txt"))) == 6 and checkpoints(out)
     assert [row["step"] for row in read_jsonl(out / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_slot_flag_reaches_the_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*train(tmp_path), "--module", "recurrent_memory_modul"]) == 2
+    assert "Unknown module 'recurrent_memory_modul'. Did you mean 'recurrent_memory_module'?" in error_of(capsys)

@@ -270,3 +270,14 @@ def test_an_option_that_an_older_run_did_not_know_had_its_default() -> None:
 def test_the_length_of_a_run_decides_its_steps_when_the_learning_rate_falls_with_it() -> None:
     short, long = (TrainConfig(lr_schedule="linear", max_steps=steps) for steps in (3, 6))
     assert long.changes(short.to_dict()) == ["max_steps: 3 -> 6"]
+
+
+def test_a_slot_of_the_agent_is_a_flag() -> None:
+    config = read_config(["--module", "mine", "--agent_options", '{"module": {"prompt_order": "chunk_first"}}'], lambda config: ["module"])
+    assert config.mapping("agent_options") == {"module": {"type": "mine", "prompt_order": "chunk_first"}}
+
+
+@pytest.mark.parametrize("arguments", [["--modul", "mine"], ["--module"]])
+def test_what_is_no_slot_is_still_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="--module"):
+        read_config(arguments, lambda config: ["module"])

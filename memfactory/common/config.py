@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +46,7 @@ class TrainConfig:
     data_path: str | None = _option(None, "Training data: a JSON list in the env's format (mem_sft: a JSONL of turns). Required.")
     eval_data_path: list[str] = _option([], "Held-out data sets, each PATH or NAME=PATH.")
     output_dir: str = _option("output/run", "Where checkpoints, metrics and curves go.")
-    agent_type: str = _option("memagent", "Which agent: a key of AGENT_REGISTRY.")
+    agent_type: str = _option("memagent", "Which agent: a key of AGENT_REGISTRY. Its slots are flags too: --SLOT module.")
     env_type: str = _option("longcontext", "Which env: a key of ENV_REGISTRY.")
     agent_options: str = _option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
     env_options: str = _option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
@@ -165,8 +165,15 @@ class _Parser(HfArgumentParser):
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `memfactory train --help` explains the flags.")
 
 
-def read_config(arguments: Sequence[str]) -> TrainConfig:
-    """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one."""
+SlotsOf = Callable[[TrainConfig], Iterable[str]]
+
+
+def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None) -> TrainConfig:
+    """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one.
+
+    `slots_of(config)` names the slots of the chosen agent: `--SLOT module_key` is then a flag too, short for an entry of
+    `agent_options`.
+    """
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
@@ -176,9 +183,26 @@ def read_config(arguments: Sequence[str]) -> TrainConfig:
         arguments = [*_yaml_flags(Path(file), known), *arguments]
     parser = _Parser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
-    if extra:
-        raise unknown_name("flag", extra[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
+    slots = list(slots_of(config)) if extra and slots_of else []
+    left = _take_slots(config, list(map(str, extra)), slots)
+    known |= set(slots)
+    if left:
+        raise unknown_name("flag", left[0], [f"--{name}" for name in known | {"import"}], "`memfactory train --help` explains them.")
     return config
+
+
+def _take_slots(config: TrainConfig, extra: list[str], slots: list[str]) -> list[str]:
+    """Move `--SLOT key` from the flags that are left over into `agent_options`; returns what is still left."""
+    options, left = config.mapping("agent_options"), list(extra)
+    for slot in slots:
+        if f"--{slot}" in left[:-1]:
+            at = left.index(f"--{slot}")
+            given = options.get(slot)
+            nested = given if isinstance(given, dict) else {}
+            options[slot] = {**nested, "type": left[at + 1]}
+            del left[at : at + 2]
+    config.agent_options = json.dumps(options, sort_keys=True)
+    return left
 
 
 def _gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
