@@ -166,8 +166,7 @@ class HFEngine:
         return number
 
     def _admit(self, requests: list[_Request]) -> None:
-        heads = {request.prompt[:-1]: 0 for request in requests}
-        heads = {head: at for at, head in enumerate(heads)}
+        heads = {head: at for at, head in enumerate(dict.fromkeys(request.prompt[:-1] for request in requests))}
         width = max(map(len, heads))
         holes = [at for at, row in enumerate(self._rows) if row is None]
         places = [*holes, *range(len(self._rows), self.slots)][: len(requests)]

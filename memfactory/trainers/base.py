@@ -51,7 +51,7 @@ class BaseTrainer(ABC):
         if tokenizer is None:
             tokenizer = ckpt.load_tokenizer(required_model(config))
         if model is None:
-            model, _ = ckpt.load_model(required_model(config), str(self.device))
+            model = ckpt.load_causal_lm(required_model(config), str(self.device))
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
