@@ -21,6 +21,7 @@ from pathlib import Path
 from memfactory.common.files import read_json, write_json, write_jsonl, write_text
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations
 from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.jobs import load_scores as load_folder
 from memfactory.evaluation.statistics import clustered_mean, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,19 +70,17 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
 
 def score_folder(model_folder: str, into: Path) -> None:
     """avg@4 and greedy of a model folder on every held-out set."""
-    from memfactory.agents.build import build_agent, local_models
-    from memfactory.envs.longcontext import LongcontextEnv
-    from memfactory.evaluation.harness import evaluate
-    from memfactory.trainers.checkpoint import load_model
+    from memfactory.evaluation.jobs import Job, run_job
 
-    model, tokenizer = load_model(model_folder)
-    agent, models = build_agent("memagent", tokenizer, "cpu", {"chunk_size": 16, "max_generate_length": 32}), local_models(model, tokenizer)
-    envs = {name: LongcontextEnv(f"datas/tiny/{name}.json", tokenizer) for name in SETS}
-    write_json(into, {name: evaluate(agent, models, env, name=name).to_dict() for name, env in envs.items()})
+    shared = {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}, "device": "cpu", "threads": 1}
+    folders = {name: into.with_suffix("") / name for name in SETS}
+    for name, folder in folders.items():
+        run_job(Job(into.parent.name, model_folder, name, f"datas/tiny/{name}.json", str(folder), **shared))  # type: ignore[arg-type]
+    write_json(into, {name: str(folder) for name, folder in folders.items()})
 
 
 def load_scores(path: Path) -> dict[str, Scores]:
-    return {name: Scores.from_dict(saved) for name, saved in read_json(path).items()}
+    return {name: load_folder(Path(folder)) for name, folder in read_json(path).items()}
 
 
 def cpu_and_steps(folder: Path) -> str:

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from tqdm import tqdm
 
 from memfactory.cli import explain, guarded
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.files import read_json, read_jsonl
-from memfactory.envs.longcontext import LongcontextEnv
-from memfactory.evaluation.compare import comparison, score_model
+from memfactory.evaluation.config import slug
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.report import table, write_report
-from memfactory.trainers.checkpoint import load_model
+from memfactory.evaluation.jobs import Job, run_job
+from memfactory.evaluation.report import summary, table, write_results
 from memfactory.trainers.mem_grpo_trainer import MemTrainer, agent_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,10 +38,17 @@ console = Console()
 
 
 def score(name: str, folder: str, config: TrainConfig, limit: int) -> dict[str, Scores]:
-    """Sampled and greedy exact match of a model folder on the held-out sets."""
-    model, tokenizer = load_model(folder)
-    envs = {label: LongcontextEnv(str(ROOT / "datas/tiny" / file), tokenizer) for label, file in SETS.items()}
-    return score_model(name, model, tokenizer, config.agent_type, agent_options(config), envs, Path(config.output_dir), limit=limit)
+    """Sampled and greedy exact match of a model folder on the held-out sets; what was scored before is read, not made again."""
+    scores = {}
+    for label, file in SETS.items():
+        job = Job(
+            name, folder, label, str(ROOT / "datas/tiny" / file), str(Path(config.output_dir) / "evaluation" / name / slug(label)),
+            agent=config.agent_type, agent_options=agent_options(config), limit=limit, device=config.device, threads=config.threads or 1,
+        )  # fmt: skip
+        with tqdm(total=(limit or 160) * (job.k + 1), desc=f"{name} on {label}", unit="attempt", dynamic_ncols=True) as bar:
+            scores[label] = run_job(job, bar.update)
+            bar.set_postfix(sampled=f"{scores[label].avg_at_k.value:.3f}", greedy=f"{scores[label].greedy_mean.value:.3f}")
+    return scores
 
 
 def training_seconds(output: Path) -> float:
@@ -75,7 +82,7 @@ def main() -> None:
     last = trainer.train()
     console.print("[bold]3/3 The trained model on the same questions[/]")
     after = score("trained", str(last), config, limit)
-    results, paired = comparison(before, after)
+    results, paired = summary({"base": before, "trained": after})
     weights = Path(str(config.model_name_or_path)) / "model.safetensors"
     about = {
         "minutes": round((time.time() - start + earlier) / 60, 1),
@@ -85,11 +92,9 @@ def main() -> None:
         "torch": torch.__version__,
         "config": config.to_dict(),
     }
-    write_report(output, results, paired, about, "# Quick start: what GRPO taught the tiny memory agent")
+    write_results(output, results, paired, about, "# Quick start: what GRPO taught the tiny memory agent")
     console.print(table(results, paired))
-    console.print(
-        f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, trajectories/, last/ (the model)."
-    )
+    console.print(f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, evaluation/, last/ (the model).")
 
 
 if __name__ == "__main__":

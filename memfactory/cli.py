@@ -1,4 +1,4 @@
-"""`memfactory train | list`: the command line. The one place that prints, and where a user's mistake becomes one line.
+"""`memfactory train | eval | compare | data | list`: the command line. Prints, and turns a user's mistake into one line.
 
 Knows the commands, not what they do.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import transformers
 from rich.console import Console
@@ -21,48 +22,58 @@ import memfactory.trainers.mem_grpo_trainer
 import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import UserError, unknown_name
+from memfactory.common.flags import parse_flags
 from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
+from memfactory.evaluation.compare import compare
+from memfactory.evaluation.config import EvalConfig
+from memfactory.evaluation.orchestrator import evaluate_all
+from memfactory.evaluation.report import paired_table
 
 USAGE = """memfactory: train agents that manage their own memory
 
-  memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
-  memfactory list [--import my_parts.py ...]           what is registered
+  memfactory train [CONFIG.yaml] [--flag value ...]       --help lists the flags
+  memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
+  memfactory compare A B                                  two evaluated models, paired by question
+  memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
+  memfactory list [--import my_parts.py ...]              what is registered
 
-Both take --import FILE.py (or a module) to make your own parts known."""
+train, eval and list take --import FILE.py (or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "list": list_parts}
+    commands: dict[str, Callable[[Sequence[str]], int | None]] = {
+        "train": train, "eval": evaluate, "compare": compare_two, "list": list_parts,
+    }  # fmt: skip
 
-    def command() -> None:
+    def command() -> int | None:
         if not arguments or arguments[0] in ("-h", "--help"):
             Console().print(USAGE, highlight=False)
         elif arguments[0] not in commands:
             raise unknown_name("command", arguments[0], commands)
         else:
-            commands[arguments[0]](arguments[1:])
+            return commands[arguments[0]](arguments[1:])
+        return None
 
     return guarded(command)
 
 
-def guarded(command: Callable[[], None]) -> int:
-    """Run a script's body: a user's mistake is one clear message and exit code 2, without a traceback."""
+def guarded(command: Callable[[], int | None]) -> int:
+    """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "matplotlib", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     try:
-        command()
+        return command() or 0
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was saved stays; a training run goes on with --resume True.")
+        Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
-    return 0
 
 
 def _escape(text: str) -> str:
@@ -79,6 +90,27 @@ def train(arguments: Sequence[str]) -> None:
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (transformers and vLLM load it)", last)
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """`memfactory eval`."""
+    load_settings()
+    config, _ = parse_flags(EvalConfig, arguments, "memfactory eval")
+    import_plugins(config.plugins)
+    return evaluate_all(config, Console())
+
+
+def compare_two(arguments: Sequence[str]) -> None:
+    """`memfactory compare`."""
+    if len(arguments) != 2 or any(word.startswith("-") for word in arguments):
+        raise UserError(
+            "memfactory compare takes the folders of two evaluated models, such as output/evaluation/A output/evaluation/B."
+        )
+    rows, notes = compare(Path(arguments[0]), Path(arguments[1]))
+    console = Console()
+    console.print(paired_table(rows))
+    for note in notes:
+        console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
 
 
 def slots_of(config: TrainConfig) -> list[str]:

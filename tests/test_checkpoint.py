@@ -22,6 +22,7 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import read_json, write_json
 from memfactory.data.generators.synth_facts import synth_facts
+from memfactory.engines.load import load_model, looks_local
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
 
@@ -29,7 +30,8 @@ KILLED_WHILE_SAVING = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from memfactory.trainers.checkpoint import checkpoints, load_model, load_state, prune, save_checkpoint
+from memfactory.engines.load import load_model
+from memfactory.trainers.checkpoint import checkpoints, load_state, prune, save_checkpoint
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 model, tokenizer = load_model(str(folder / "base"))
@@ -70,7 +72,7 @@ def save(
 
 
 def assert_whole(folder: Path, step: int) -> None:
-    model, _ = ckpt.load_model(str(folder))
+    model, _ = load_model(str(folder))
     assert ckpt.load_state(folder)["step"] == step
     assert ckpt.load_weights(folder).keys() == model.state_dict().keys()
 
@@ -223,14 +225,14 @@ def test_another_version_of_the_state_is_refused(save: Callable[..., tuple[Path,
 def test_a_missing_model_says_how_to_get_one(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError, match=r"models/tiny.*hf download.*MODEL_PATH.*--model_name_or_path") as error:
-        ckpt.load_model(path)
+        load_model(path)
     assert str(error.value).startswith(f"No model at {path!r}"), "said once, not wrapped in another failure"
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(MissingFileError, match="'someone/no-such-model' could not be loaded") as error:
-        ckpt.load_model("someone/no-such-model")
+        load_model("someone/no-such-model")
     assert "\n" not in str(error.value)
 
 
@@ -239,7 +241,7 @@ def test_a_hub_name_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypat
 )
 def test_a_hub_name_is_told_from_a_path(path: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ckpt.looks_local(path) is local
+    assert looks_local(path) is local
 
 
 def test_random_states_go_on_where_they_were() -> None:

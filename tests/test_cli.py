@@ -16,7 +16,8 @@ from memfactory.common.errors import DataError
 from memfactory.common.files import read_json, read_jsonl, write_json
 from memfactory.common.registry import REGISTRIES
 from memfactory.data.generators.synth_facts import synth_facts
-from memfactory.trainers.checkpoint import checkpoints, load_model
+from memfactory.engines.load import load_model
+from memfactory.trainers.checkpoint import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, DATA = ROOT / "models" / "tiny", ROOT / "datas" / "tiny" / "train.json"
@@ -73,7 +74,7 @@ def test_list_shows_every_part_with_its_options(capsys: pytest.CaptureFixture[st
     for registry in REGISTRIES:
         assert registry.kind in shown
         assert not [name for name in registry if name not in shown]
-    for option in ("chunk_size=5000", "module=recurrent_memory_module", "max_memory_tokens=1024", "reward='boxed_em'", "two_hop=0.35"):
+    for option in ("chunk_size=5000", "module=recurrent_memory_module", "max_memory_tokens=1024", "reward='auto'", "two_hop=0.35"):
         assert option in shown
 
 

@@ -156,6 +156,7 @@ def test_what_is_not_json_is_named_with_an_example(name: str) -> None:
         ({"epoch": 0}, "--epoch 0"),
         ({"temperature": 0.0}, "--temperature 0.0: training samples"),
         ({"old_logprobs": "froze"}, "'froze'. Did you mean 'frozen'?"),
+        ({"aggregation": "constant"}, "--aggregation constant divides by the most tokens of a turn, and --max_generate_length is None"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -111,7 +111,7 @@ def test_a_file_that_is_not_utf8_is_a_data_error(tmp_path: Path, name: str) -> N
 def test_a_missing_file_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(MissingFileError) as error:
         LongcontextEnv(str(tmp_path / name))
-    assert all(text in str(error.value) for text in (name, "make_tiny.py", "hf download"))
+    assert all(text in str(error.value) for text in (name, "datas/tiny/train.json", "memfactory data fetch", "memfactory data build"))
     assert isinstance(error.value, FileNotFoundError)
 
 
@@ -137,7 +137,7 @@ def test_a_batch_is_columns(tmp_path: Path) -> None:
     assert len(env) == 2
     batch = env.collate_fn([env[1], env[0]])
     assert batch["answers"] == [["Cusco", "Cuzco"], ["Lima"]]
-    assert set(batch) == {"example_id", "context", "question", "answers", "extra"}
+    assert set(batch) == {"example_id", "context", "question", "answers", "match", "extra"}
 
 
 def test_rewards_are_example_major_float32_on_the_cpu(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError, UserError
 from memfactory.common.files import read_jsonl, write_json, write_jsonl
 from memfactory.data.generators.synth_facts import synth_facts
+from memfactory.engines.load import load_model
 from memfactory.envs.longcontext import LongcontextEnv
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.base import BaseTrainer
@@ -88,7 +89,7 @@ def grpo(folder: Path, tmp_path: Path) -> Callable[..., MemTrainer]:
             "max_steps": 1, "device": "cpu", "save_steps": 100,
         }  # fmt: skip
         config = TrainConfig(**(settings | options))
-        tokenizer = None if model is None else ckpt.load_model(str(folder / "base"))[1]
+        tokenizer = None if model is None else load_model(str(folder / "base"))[1]
         return MemTrainer(config, model, tokenizer, env=env(config.data_path))
 
     return make
@@ -239,7 +240,7 @@ def test_the_samplers_logprobs_are_those_of_a_forward_pass(grpo: Callable[..., M
 
 
 def test_the_reference_stays_the_base_model(grpo: Callable[..., MemTrainer], folder: Path) -> None:
-    base, _ = ckpt.load_model(str(folder / "base"))
+    base, _ = load_model(str(folder / "base"))
     trainer = grpo(beta=0.1)
     assert trainer.reference is not None
     for step in range(3):

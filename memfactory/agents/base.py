@@ -8,9 +8,10 @@ Knows no gold answer, reward or algorithm.
 from __future__ import annotations
 
 import asyncio
+import queue
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.common.errors import ConfigError, InfrastructureError, UserError
 from memfactory.common.registry import MODULE_REGISTRY, build_options
 from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
+from memfactory.engines.base import event_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
-from memfactory.engines.base import stream_key
 from memfactory.engines.chat import Models, Session
 
 T = TypeVar("T")
@@ -36,6 +37,18 @@ class AgentOptions:
     """Most events in training; longer examples lose their middle. Evaluation and use have no limit."""
     max_generate_length: int | None = None
     """Budget of every turn, for agents that hand it to their modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One attempt to run without training."""
+
+    view: View
+    attempt: int = 0
+    """Its number: attempts of one example have random streams of their own."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
 
 
 class BaseAgent(ABC):
@@ -159,10 +172,49 @@ class BaseAgent(ABC):
         seed: int = 0,
     ) -> list[Trajectory]:
         """Run without training: [B * num_attempts] trajectories, example-major; greedy unless a temperature is given."""
-        model = model or self.models
-        if model is None:
-            raise ConfigError("This agent has no model: give one to inference(batch, model), or attach(model) first.")
-        return self._attempts(model, batch, num_attempts, Sampling(0, temperature, top_p), (seed, 0), training=False)
+        return self._attempts(self._models(model), batch, num_attempts, Sampling(0, temperature, top_p), (seed, 0), training=False)
+
+    def attempts(
+        self, requests: Sequence[Request], model: Models | None = None, *, seed: int = 0, in_flight: int = 512
+    ) -> Iterator[list[tuple[int, Trajectory]]]:
+        """The same attempts as `inference` makes, given out as they finish: all that ended since the last look, with their places.
+
+        At most `in_flight` run together; the next starts when one ends. What is sampled depends on neither.
+        """
+        models = self._models(model)
+        finished: queue.SimpleQueue[tuple[int, Trajectory] | None] = queue.SimpleQueue()
+
+        async def one(at: int, gate: asyncio.Semaphore) -> None:
+            request = requests[at]
+            stream = (seed, 0, stream_key(request.view.example_id), request.attempt)
+            async with gate:
+                session = models.session(sampling=Sampling(0, request.temperature, request.top_p), stream=stream, training=False)
+                finished.put((at, await self._attempt(request.view, session)))
+
+        async def every() -> None:
+            gate = asyncio.Semaphore(in_flight)
+            await _all([one(at, gate) for at in range(len(requests))])
+
+        future = asyncio.run_coroutine_threadsafe(every(), event_loop())
+        future.add_done_callback(lambda _: finished.put(None))
+        try:
+            running = True
+            while running:
+                ended = [finished.get()]
+                while not finished.empty():
+                    ended.append(finished.get())
+                running = None not in ended
+                if batch := [item for item in ended if item is not None]:
+                    yield batch
+            future.result()
+        finally:
+            future.cancel()
+
+    def _models(self, given: Models | None) -> Models:
+        models = given or self.models
+        if models is None:
+            raise ConfigError(f"This {type(self).__name__} has no model: give one to this call, or attach(models) first.")
+        return models
 
     def _attempts(
         self, models: Models, batch: Sequence[View], attempts: int, sampling: Sampling, stream: tuple[int, int], training: bool

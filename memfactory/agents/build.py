@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.common.registry import AGENT_REGISTRY
+from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import ChatModel, LocalChat, Models
 from memfactory.engines.hf import HFEngine, stop_ids_of
 
@@ -28,7 +29,7 @@ def local_models(
     roles: Mapping[str, str] | None = None,
     reference: PreTrainedModel | None = None,
 ) -> Models:
-    """Chat models over weights in this process: the policy, and the reference if its weights are given."""
+    """Chat models over weights in this process: the policy, the reference if its weights are given, and the APIs that roles name."""
 
     def chat(weights: PreTrainedModel) -> LocalChat:
         engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16)
@@ -37,4 +38,9 @@ def local_models(
     chats: dict[str, ChatModel] = {"policy": chat(model)}
     if reference is not None:
         chats["reference"] = chat(reference)
-    return Models(chats, roles)
+    return Models(chats | api_chats(roles or {}), roles)
+
+
+def api_chats(roles: Mapping[str, str]) -> dict[str, ChatModel]:
+    """A chat model for every role `api:NAME`."""
+    return {role: APIChat(role) for role in dict.fromkeys(roles.values()) if role.startswith(PREFIX)}

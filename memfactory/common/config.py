@@ -50,7 +50,9 @@ class TrainConfig:
     env_type: str = _option("longcontext", "Which env: a key of ENV_REGISTRY.")
     agent_options: str = _option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
     env_options: str = _option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
-    roles: str = _option("{}", "Who answers each stage, {stage: policy | policy_nograd | reference}: JSON, or a mapping in YAML.")
+    roles: str = _option(
+        "{}", "Who answers each stage, {stage: policy | policy_nograd | reference | api:NAME}: JSON, or a mapping in YAML."
+    )
     plugins: list[str] = _option([], "Python files or modules that register your own parts.", aliases=["--import"])
 
     # Rollout
@@ -70,7 +72,7 @@ class TrainConfig:
     advantage: str = _option("mean", "Normalisation within a group: mean, std or leave_one_out.")
     credit: str = _option("trajectory", "Which turns are paid: trajectory (all) or final_turn (an ablation).")
     loss: str = _option("grpo", "Which loss: a key of LOSS_REGISTRY.")
-    aggregation: str = _option("token", "What weighs alike: token, sequence (turn), trajectory or prompt.")
+    aggregation: str = _option("token", "What weighs alike: token, sequence (turn), trajectory, prompt, or constant (Dr. GRPO).")
     clip_low: float = _option(0.2, "The ratio is clipped below at 1 - clip_low.")
     clip_high: float = _option(0.2, "The ratio is clipped above at 1 + clip_high.")
     dual_clip: float = _option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
@@ -120,6 +122,11 @@ class TrainConfig:
                 raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
+        if self.aggregation == "constant" and not self.max_generate_length:
+            raise ConfigError(
+                f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "
+                "Give it, for example --max_generate_length 1024."
+            )
         if self.old_logprobs not in ("sampler", "frozen", "recompute"):
             raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
 

@@ -57,6 +57,8 @@ class Turn:
     finish: Finish
     trainable: bool
     """True if the trained policy sampled it and its role is `policy`."""
+    usage: tuple[int, int] | None = None
+    """Prompt and completion tokens as a server counted them, where there are no ids; None if nobody counted."""
 
 
 @dataclass(slots=True)

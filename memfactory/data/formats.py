@@ -9,25 +9,34 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from memfactory.common.errors import DataError
+from memfactory.common.errors import ConfigError, DataError, MissingFileError
 from memfactory.common.files import read_json, read_jsonl
 
 log = logging.getLogger(__name__)
 
 HINT = (
-    "datas/tiny/train.json ships with the project; `python datas/make_tiny.py` rebuilds it. The published files are in the hub data set "
-    "nworats/MemFactory: `hf download nworats/MemFactory --repo-type dataset --local-dir datas`."
+    "datas/tiny/train.json ships with the project. `memfactory data fetch` gets the published files, "
+    "`memfactory data build` makes look-alikes without a network."
+)
+
+MATCHES = ("any", "all")
+"""Whether one of the gold answers is enough, or all of them are asked for."""
+
+_FORMS = (
+    "`{context, input, answers}` (MemAgent's eval files, converted_hotpotqa), `{context, input, outputs, answer_prefix}` (RULER's tasks), "
+    "or MemAgent's parquet (`context`, `extra_info.question`, `reward_model.ground_truth`)"
 )
 
 
 def load_longcontext(path: Path) -> list[dict[str, Any]]:
-    """The public long-context format: a JSON list (or JSON lines) of `{context, input, answers}`; extra keys are kept.
+    """Every published long-context format, told apart by its keys: JSON list, JSON lines or parquet; extra keys are kept.
 
-    Returns examples with `example_id`, `context`, `question`, `answers` (all gold answers, as strings).
+    Returns examples with `example_id`, `context`, `question`, `answers` (all gold answers, as strings), `match` (any: one
+    of them is enough; all: each is asked for, as in RULER's `outputs`) and `extra`.
     """
-    rows = read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+    rows = _rows(path)
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path} must hold a list of examples with `context`, `input` and `answers`; it holds {_kind(rows)}.")
+        raise DataError(f"{path} must hold a list of examples, {_FORMS}; it holds {_kind(rows)}.")
     examples = [_longcontext_example(path, number, row) for number, row in enumerate(rows)]
     several = sum(len(example["answers"]) > 1 for example in examples)
     mean = sum(len(example["context"]) for example in examples) / len(examples)
@@ -35,27 +44,75 @@ def load_longcontext(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
+def _rows(path: Path) -> Any:
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    return read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise MissingFileError(f"No such file: {path}. {HINT}")
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(f"{path} is a parquet file: reading it needs pyarrow. Run: pip install 'memfactory[parquet]'") from error
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
+
+
 def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:
     where = f"{path}, record {number}"
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with `context`, `input` and `answers`, got {_kind(row)}.")
-    for key in ("context", "input"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise DataError(f"{where}: `{key}` must be a non-empty text, got {row.get(key)!r:.60}. Keys here: {', '.join(row)}.")
-    answers = row.get("answers")
+        raise DataError(f"{where}: expected an object, {_FORMS}; got {_kind(row)}.")
+    used = {"context", "input", "answers", "outputs", "reward_model"}
+    parquet = "reward_model" in row and "input" not in row
+    question = _parquet_question(row) if parquet else row.get("input")
+    if isinstance(row.get("context"), list) and all(isinstance(number, int) for number in row["context"]):
+        raise DataError(
+            f"{where}: `context` is a list of document numbers (MemAgent's sets of over 10,000 documents leave the documents out). "
+            "Fetch or build a smaller set, or write the documents' text into `context`."
+        )
+    for key, value in (("context", row.get("context")), ("extra_info.question" if parquet else "input", question)):
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: `{key}` must be a non-empty text, got {value!r:.60}. Keys here: {', '.join(row)}.")
+    key, answers, match = _gold(row)
     answers = [answers] if isinstance(answers, (str, int, float)) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, (str, int, float)) and str(a).strip() for a in answers):
-        raise DataError(
-            f"{where}: `answers` must be a text or a non-empty list of texts, got {row.get('answers')!r:.60}. Keys here: {', '.join(row)}."
-        )
-    extra = {k: v for k, v in row.items() if k not in ("context", "input", "answers")}
+        raise DataError(f"{where}: `{key}` must be a text or a non-empty list of texts, got {answers!r:.60}. Keys here: {', '.join(row)}.")
+    match = row.get("match", match)
+    if match not in MATCHES:
+        raise DataError(f"{where}: `match` must be one of {', '.join(MATCHES)}, got {match!r:.60}.")
     return {
         "example_id": f"{path.stem}/{number}",
         "context": row["context"],
-        "question": row["input"],
+        "question": question,
         "answers": [str(a) for a in answers],
-        "extra": extra,
+        "match": match,
+        "extra": {k: v for k, v in row.items() if k not in used | {"match"}},
     }
+
+
+def _gold(row: dict[str, Any]) -> tuple[str, Any, str]:
+    """(field, gold answers, whether any or all are asked for) by the record's form."""
+    if "answers" not in row and "outputs" in row:
+        return "outputs", row["outputs"], "all"
+    if "answers" not in row and isinstance(row.get("reward_model"), dict):
+        return "reward_model.ground_truth", row["reward_model"].get("ground_truth"), "any"
+    return "answers", row.get("answers"), "any"
+
+
+def _parquet_question(row: dict[str, Any]) -> Any:
+    """The question of a MemAgent training row: `extra_info.question`, or the prompt's user message."""
+    info, prompt = row.get("extra_info"), row.get("prompt")
+    if isinstance(info, dict) and info.get("question"):
+        return info["question"]
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        return prompt[-1].get("content")
+    return None
 
 
 def _kind(value: Any) -> str:

@@ -19,7 +19,7 @@ from memfactory.engines.base import Engine
 BRANCH = 1 << 32
 """Added to a branch's number in its streams: no turn has so high a number."""
 
-ROLES = ("policy", "policy_nograd", "reference")
+ROLES = ("policy", "policy_nograd", "reference", "api:NAME")
 
 
 class ChatModel(Protocol):

@@ -23,6 +23,8 @@ class BaseEnv(Dataset, ABC):
     """
 
     Options: type
+    gold_columns: tuple[str, ...] = ("answers", "extra")
+    """Columns that must never reach the agent: evaluation plants a text in them and looks for it in every prompt."""
 
     def __init__(self, data_path: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
         self.data_path, self.tokenizer = Path(data_path), tokenizer

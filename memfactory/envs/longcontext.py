@@ -1,7 +1,8 @@
-"""`LongcontextEnv` (`longcontext`): a question about a long text, paid by rule on the boxed answer.
+"""`LongcontextEnv` (`longcontext`): a question about a long text, paid by rule, or by an LLM judge where one is configured.
 
-MemAgent's reward (arXiv 2507.02259): 1 if the last box equals an accepted answer, else 0. All gold answers count; an
-answer without a box, cut off or empty is the policy's failure and scores 0. Token F1 is logged beside it.
+MemAgent's reward (arXiv 2507.02259) by default: 1 if the last box equals an accepted answer, else 0; where every gold
+answer is asked for (RULER's tasks), the share of them that the answer names. An answer without a box, cut off or empty is
+the policy's failure and scores 0; a judge that fails makes it NaN. Token F1 is logged beside it.
 """
 
 from __future__ import annotations
@@ -16,24 +17,35 @@ from memfactory.common.types import View
 from memfactory.data.formats import load_longcontext
 from memfactory.envs.base import BaseEnv
 from memfactory.judges import exact as _rules  # noqa: F401 - registers the rules
+from memfactory.judges.llm import LLM_JUDGE, LLMJudge
+
+AUTO = {"any": "boxed_em", "all": "ruler_all"}
+"""The rule that `reward: auto` takes for a record, by whether any or all of its gold answers are asked for."""
 
 
 @ENV_REGISTRY.register("longcontext")
 class LongcontextEnv(BaseEnv):
-    """Long texts with questions, in the public JSON format (`context`, `input`, `answers`)."""
+    """Long texts with questions, in the published formats (JSON, JSON lines, MemAgent's parquet)."""
 
     @dataclass(frozen=True, slots=True)
     class Options:
         """How answers are paid."""
 
-        reward: str = "boxed_em"
-        """The rule that pays: a key of SCORER_REGISTRY."""
+        reward: str = "auto"
+        """auto (boxed_em, or ruler_all where all gold answers are asked for), a key of SCORER_REGISTRY, or llm_judge."""
         log: tuple[str, ...] = ("boxed_em", "boxed_f1")
         """Rules logged beside it, unpaid."""
+        judge: str = "api:"
+        """Who judges under llm_judge: `api:MODEL` at OPENAI_BASE_URL; `api:` is LLM_MODEL."""
+
+    judge: LLMJudge | None = None
 
     def load(self) -> list[dict[str, Any]]:
-        for name in (self.options.reward, *self.options.log):
+        names = {self.options.reward, *self.options.log}
+        for name in names - {"auto", LLM_JUDGE}:
             SCORER_REGISTRY.get(name)  # an unknown rule fails here, not after the first rollout
+        if LLM_JUDGE in names:
+            self.judge = LLMJudge(self.options.judge)
         return load_longcontext(self.data_path)
 
     def observe(self, example: dict[str, Any]) -> View:
@@ -43,12 +55,18 @@ class LongcontextEnv(BaseEnv):
         self, predictions: dict[str, list[str]], ground_truths: dict[str, Any], num_generations: int, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         answers = predictions["answer"]
-        golds = [gold for gold in ground_truths["answers"] for _ in range(num_generations)]
-        if len(answers) != len(golds):
+        columns = {name: ground_truths[name] for name in ("question", "answers", "match")}
+        repeated = {name: [value for value in column for _ in range(num_generations)] for name, column in columns.items()}
+        if len(answers) != len(repeated["answers"]):
             raise ValueError(f"{len(answers)} predictions for {len(ground_truths['answers'])} examples x {num_generations} attempts.")
 
         def scores(name: str) -> torch.Tensor:
-            rule = SCORER_REGISTRY.get(name)
-            return torch.tensor([rule(text, gold) for text, gold in zip(answers, golds, strict=True)], dtype=torch.float32)
+            if name == LLM_JUDGE:
+                assert self.judge is not None
+                golds = [[", ".join(g)] if m == "all" else g for g, m in zip(repeated["answers"], repeated["match"], strict=True)]
+                return torch.tensor(self.judge.scores(repeated["question"], golds, answers), dtype=torch.float32)
+            rules = [SCORER_REGISTRY.get(AUTO[match] if name == "auto" else name) for match in repeated["match"]]
+            marks = [rule(text, gold) for rule, text, gold in zip(rules, answers, repeated["answers"], strict=True)]
+            return torch.tensor(marks, dtype=torch.float32)
 
         return {"default": scores(self.options.reward)} | {f"default/{name}": scores(name) for name in self.options.log}

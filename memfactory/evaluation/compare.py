@@ -1,80 +1,86 @@
-"""Score checkpoints on data sets and keep what was scored: a second start reads the scores instead of making them again.
-
-Knows no training. The folder `scores/` holds one JSON per model and data set, `trajectories/` whole attempts as text.
-"""
+"""Two evaluated models side by side: the same questions, paired, with a verdict. Knows folders of ledgers, no agent."""
 
 from __future__ import annotations
 
-import hashlib
-import re
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.files import read_json
+from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.jobs import load_scores
+from memfactory.evaluation.ledger import differences
+from memfactory.evaluation.statistics import mcnemar, paired_difference, verdict
 
-from memfactory.agents.build import build_agent, local_models
-from memfactory.common.files import file_hash, read_json, write_json, write_text
-from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.harness import Scores, evaluate
-from memfactory.evaluation.report import Row, paired_rows, result_row
-from memfactory.evaluation.transcript import transcript
+Row = dict[str, Any]
 
-
-def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over a model's weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+_MUST_AGREE = ("data.", "env.")
+"""Fields of a fingerprint without which two scores are not of the same thing."""
 
 
-def score_model(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    agent: str,
-    agent_options: Mapping[str, Any],
-    envs: Mapping[str, BaseEnv],
-    folder: Path,
-    *,
-    k: int = 4,
-    limit: int = 0,
-    seed: int = 0,
-    shown: int = 3,
-) -> dict[str, Scores]:
-    """Scores on every data set; those already in `folder` for the same weights and settings are read, not made again."""
-    built = build_agent(agent, tokenizer, str(model.device), agent_options)
-    models = local_models(model, tokenizer)
-    key: dict[str, Any] = {
-        "weights": weights_hash(model),
-        "agent": agent,
-        "agent_options": dict(agent_options),
-        "k": k,
-        "limit": limit,
-        "seed": seed,
-    }
-    scores: dict[str, Scores] = {}
-    for dataset, env in envs.items():
-        key |= {"data": file_hash(env.data_path), "env": type(env).__name__, "env_options": repr(env.options)}
-        slug = f"{name}-{re.sub('[^0-9A-Za-z]+', '-', dataset).strip('-')}"
-        path = folder / "scores" / f"{slug}.json"
-        if path.is_file() and (saved := read_json(path))["key"] == key:
-            scores[dataset] = Scores.from_dict(saved)
-            continue
-        with tqdm(total=min(limit or len(env), len(env)), desc=f"evaluate {name} on {dataset}", unit="question", dynamic_ncols=True) as bar:
-            result = evaluate(built, models, env, name=dataset, k=k, limit=limit, seed=seed, on_progress=bar.update)
-            bar.set_postfix(sampled=f"{result.avg_at_k.value:.3f}", greedy=f"{result.greedy_mean.value:.3f}")
-        texts = [transcript(env[at], t, result.greedy[at][0]) for at, t in enumerate(result.trajectories[:shown])]
-        write_text(folder / "trajectories" / f"{slug}.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
-        write_json(path, {"key": key} | result.to_dict())
-        scores[dataset] = result
-    return scores
+def number(value: float) -> float | None:
+    """Four digits, and null for what could not be computed (an interval of one question, a set without a scorable attempt)."""
+    return None if math.isnan(value) else round(value, 4)
 
 
-def comparison(before: Mapping[str, Scores], after: Mapping[str, Scores]) -> tuple[list[Row], list[Row]]:
-    """`results` and `paired` of a base and a trained model on the same data sets."""
-    results = [row for name in before for row in (result_row("base", before[name]), result_row("trained", after[name]))]
-    return results, [row for name in before for row in paired_rows(before[name], after[name])]
+def paired_rows(base: str, before: Scores, model: str, after: Scores) -> list[Row]:
+    """`model` - `base` on their common questions, sampled and greedy, each with a 95 % interval and a verdict.
+
+    What infrastructure lost counts as wrong; `diff_completed` leaves it out on both sides, where there is any.
+    """
+    shared = [example for example in before.examples if example in set(after.examples)]
+    rows = []
+    for metric in ("sampled", "greedy"):
+        a, b = ([dict(zip(s.examples, getattr(s, metric), strict=True))[e] for e in shared] for s in (before, after))
+        pair = paired_difference(a, b, failed=0.0)
+        row: Row = {
+            "dataset": before.dataset, "base": base, "model": model, "metric": metric, "n": pair.n, "diff": number(pair.diff),
+            "ci_low": number(pair.ci_low), "ci_high": number(pair.ci_high), "verdict": verdict(pair),
+        }  # fmt: skip
+        if min(before.coverage, after.coverage) < 1:
+            row["diff_completed"] = number(paired_difference(a, b).diff)
+        test = mcnemar([x for (x,) in a], [x for (x,) in b]) if metric == "greedy" else None
+        if test is not None:
+            row |= {"only_base_right": test.only_a, "only_model_right": test.only_b, "mcnemar_p": float(f"{test.p:.3g}")}
+        rows.append(row)
+    return rows
+
+
+def datasets_of(folder: Path) -> dict[str, Path]:
+    """{data set: its folder} of an evaluated model's folder, or of the folder of one of its data sets."""
+    if (folder / "job.json").is_file():
+        return {read_json(folder / "job.json")["dataset"]: folder}
+    found = {read_json(job)["dataset"]: job.parent for job in sorted(folder.glob("*/job.json"))}
+    if not found:
+        inner = sorted({str(job.parent.parent) for job in folder.glob("*/*/job.json")})
+        advice = f" It holds several models: {', '.join(inner)}. Name two of them." if inner else " `memfactory eval` makes one."
+        raise MissingFileError(f"{folder} is not the folder of an evaluated model.{advice}")
+    return found
+
+
+def compare(base: Path, model: Path) -> tuple[list[Row], list[str]]:
+    """(paired rows on the data sets that both have, notes on what differs besides the model or is missing on a side)."""
+    a, b = datasets_of(base), datasets_of(model)
+    names = {folder: read_json(next(iter(sets.values())) / "job.json")["model_name"] for folder, sets in ((base, a), (model, b))}
+    labels = (names[base], names[model]) if names[base] != names[model] else (str(base), str(model))
+    shared = [name for name in a if name in b]
+    if not shared:
+        raise ConfigError(f"No data set in common: {base} has {', '.join(a)}; {model} has {', '.join(b)}.")
+    rows: list[Row] = []
+    notes: dict[str, None] = {}
+    for name in shared:
+        changed = differences(_fingerprint(a[name]), _fingerprint(b[name]))
+        if wrong := [text for text in changed if text.startswith(_MUST_AGREE)]:
+            raise ConfigError(
+                f"{name}: the two were not scored on the same thing: {'; '.join(wrong)}. Evaluate both on the same data and env."
+            )
+        notes |= dict.fromkeys(f"differs besides the model: {text}" for text in changed if not text.startswith("model:"))
+        rows += paired_rows(labels[0], load_scores(a[name]), labels[1], load_scores(b[name]))
+    notes |= {f"only one of them was evaluated on {name}, which is left out": None for name in {**a, **b} if name not in shared}
+    return rows, list(notes)
+
+
+def _fingerprint(folder: Path) -> Mapping[str, Any]:
+    return read_json(folder / "fingerprint.json")

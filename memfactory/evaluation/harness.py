@@ -1,11 +1,13 @@
-"""Run an agent on a data set and score it: the one way, for held-out checks, the quick start and every later table.
+"""Run an agent on a data set and score it: the one way, for held-out checks, the quick start and every table.
 
-Goes through `agent.inference`, the code that training rolls out and applications use. Knows no training.
+Goes through the runtime that training rolls out and applications use. With a ledger on disk, attempts that are in it are
+not made again, and the scores are computed from the whole of it. Knows no training.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,50 +15,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfactory.agents.base import BaseAgent
+from memfactory.agents.base import BaseAgent, Request
 from memfactory.algorithms.credit import paid_stages, without_errors
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
+from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
 from memfactory.evaluation.statistics import Mean, clustered_mean
+
+SHOWN = 3
+"""Of this many first examples the ledger keeps the greedy attempt's steps, for people to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of one model on one data set; NaN marks an attempt lost to infrastructure."""
+    """Scores of one model on one data set; NaN marks an attempt lost to infrastructure, or not made yet."""
 
     dataset: str
+    examples: list[str]
+    """[n] names of the examples."""
     sampled: list[list[float]]
     """[n][k] sampled attempts."""
     greedy: list[list[float]]
     """[n][1]."""
-    trajectories: list[Trajectory] = field(repr=False)
-    """The greedy attempts, [n], for people to read."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON holds them: NaN becomes null; trajectories are left out."""
-        return {
-            "dataset": self.dataset,
-            "sampled": [[None if math.isnan(s) else s for s in row] for row in self.sampled],
-            "greedy": [[None if math.isnan(s) else s for s in row] for row in self.greedy],
-        }
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Scores:
-        """Take back what `to_dict` gave."""
-        sampled, greedy = ([[math.nan if s is None else s for s in row] for row in saved[key]] for key in ("sampled", "greedy"))
-        return cls(saved["dataset"], sampled, greedy, [])
+    attempts: dict[tuple[str, str, int], Attempt] = field(default_factory=dict, repr=False)
 
     @property
     def avg_at_k(self) -> Mean:
-        """Mean of the sampled attempts, with the question-clustered standard error."""
+        """Mean of the sampled attempts that could be scored, with the question-clustered standard error."""
         return clustered_mean(self.sampled)
 
     @property
     def greedy_mean(self) -> Mean:
-        """Mean of the greedy attempts."""
+        """Mean of the greedy attempts that could be scored."""
         return clustered_mean(self.greedy)
+
+    @property
+    def coverage(self) -> float:
+        """The share of the attempts that have a score."""
+        values = [score for row in [*self.sampled, *self.greedy] for score in row]
+        return sum(not math.isnan(v) for v in values) / len(values)
 
 
 def evaluate(
@@ -68,31 +67,48 @@ def evaluate(
     k: int = 4,
     limit: int = 0,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     seed: int = 0,
-    batch: int = 64,
+    ledger: Ledger | None = None,
+    in_flight: int = 512,
     on_progress: Callable[[int], Any] | None = None,
 ) -> Scores:
-    """k sampled attempts (avg@k) and one greedy attempt per example, for the first `limit` examples (0: all).
+    """One greedy attempt and k sampled ones (avg@k) at each of the first `limit` examples (0: all).
 
-    `batch` examples are in flight together; what is sampled does not depend on it. `on_progress` is told how many
-    examples were finished.
+    `on_progress` is told how many attempts were finished, those found in the ledger first. k = 0 is greedy only.
     """
     number = min(limit or len(env), len(env))
-    sampled: list[list[float]] = []
-    greedy: list[list[float]] = []
-    trajectories: list[Trajectory] = []
-    for first in range(0, number, batch):
-        examples = [env[at] for at in range(first, min(first + batch, number))]
-        views = [env.observe(example) for example in examples]
-        best = agent.inference(views, models)
-        greedy += _score(env, examples, best, 1)
-        trajectories += best
-        if k:
-            many = agent.inference(views, models, num_attempts=k, temperature=temperature, seed=seed)
-            sampled += _score(env, examples, many, k)
+    examples = [env[at] for at in range(number)]
+    ledger = ledger if ledger is not None else Ledger()
+    done = ledger.done()
+    planned = [(example, kind, attempt) for example in examples for kind, count in ((GREEDY, 1), (SAMPLED, k)) for attempt in range(count)]
+    missing = [(e, kind, attempt) for e, kind, attempt in planned if (e["example_id"], kind, attempt) not in done]
+    if on_progress and len(planned) > len(missing):
+        on_progress(len(planned) - len(missing))
+    views = {e["example_id"]: env.observe(e) for e, _, _ in missing}
+    requests = [
+        Request(views[e["example_id"]], attempt) if kind == GREEDY else Request(views[e["example_id"]], attempt, temperature, top_p)
+        for e, kind, attempt in missing
+    ]
+    shown = {example["example_id"] for example in examples[:SHOWN]}
+    for ended in agent.attempts(requests, models, seed=seed, in_flight=in_flight):
+        attempts = _scored(env, [(missing[at], trajectory) for at, trajectory in ended], shown)
+        ledger.append(attempts)
         if on_progress:
-            on_progress(len(examples))
-    return Scores(name, sampled or greedy, greedy, trajectories)
+            on_progress(len(attempts))
+    return scores_of(name, [example["example_id"] for example in examples], k, ledger.attempts())
+
+
+def scores_of(dataset: str, examples: Sequence[str], k: int, attempts: Mapping[tuple[str, str, int], Attempt]) -> Scores:
+    """The scores that a ledger's attempts give these examples."""
+
+    def row(example: str, kind: str, count: int) -> list[float]:
+        found = [attempts.get((example, kind, number)) for number in range(count)]
+        return [math.nan if a is None or a.score is None else a.score for a in found]
+
+    greedy = [row(example, GREEDY, 1) for example in examples]
+    sampled = [row(example, SAMPLED, k) for example in examples] if k else greedy
+    return Scores(dataset, list(examples), sampled, greedy, dict(attempts))
 
 
 def headline(rewards: Mapping[str, Tensor]) -> Tensor:
@@ -106,8 +122,36 @@ def headline(rewards: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(paid.values())).mean(0)
 
 
-def _score(env: BaseEnv, examples: Sequence[dict], trajectories: list[Trajectory], k: int) -> list[list[float]]:
-    groups = [RolloutGroup(trajectories[at : at + k], "") for at in range(0, len(trajectories), k)]
-    rewards = env.compute_reward(predictions(groups), env.collate_fn(examples), k, trajectories=trajectories)
-    values = headline(without_errors(rewards, trajectories)).tolist()
-    return [values[at : at + k] for at in range(0, len(values), k)]
+def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajectory]], shown: set[str]) -> list[Attempt]:
+    """Lines of the ledger for attempts that ended, each an example with one attempt to the env."""
+    trajectories = [trajectory for _, trajectory in ended]
+    groups = [RolloutGroup([trajectory], example["example_id"]) for (example, _, _), trajectory in ended]
+    batch = env.collate_fn([example for (example, _, _), _ in ended])
+    rewards = without_errors(env.compute_reward(predictions(groups), batch, 1, trajectories=trajectories), trajectories)
+    values = headline(rewards).tolist()
+    lines = []
+    for at, ((example, kind, number), trajectory) in enumerate(ended):
+        lost = math.isnan(values[at])
+        cut = any(count for what, count in trajectory.report.items() if what.startswith("truncated_"))
+        lines.append(
+            Attempt(
+                example["example_id"], kind, number,
+                status="failed" if lost else "truncated" if cut else "ok",
+                score=_number(values[at]),
+                scores={key: _number(float(column[at])) for key, column in rewards.items()},
+                answers=list(trajectory.answers),
+                memory=trajectory.memory if isinstance(trajectory.memory, (str, type(None))) else str(trajectory.memory),
+                report=dict(trajectory.report),
+                error=trajectory.error or ("The env could not score this attempt." if lost else None),
+                steps=[[str(e), str(m)] for e, m in trajectory.steps] if kind == GREEDY and example["example_id"] in shown else [],
+                turns=len(trajectory.turns),
+                prompt_tokens=sum(t.usage[0] if t.usage else len(t.prompt_ids) for t in trajectory.turns),
+                completion_tokens=sum(t.usage[1] if t.usage else len(t.response_ids) for t in trajectory.turns),
+                finished=round(time.time(), 3),
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -2,61 +2,75 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from memfactory.common.files import read_jsonl, write_json, write_text
+from memfactory.evaluation.compare import Row, number, paired_rows
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.statistics import paired_difference
+from memfactory.evaluation.statistics import clustered_mean
 
-Row = dict[str, Any]
+NOTES = (
+    "Sampled is the mean of k attempts at temperature 1, ± its standard error over questions; greedy is one attempt at temperature 0. "
+    "Differences are paired by question, with 95 % Student intervals over questions. The verdict is of the sampled attempts: better or "
+    "worse if their interval leaves 0 out, else tied."
+)
 
 
 def result_row(model: str, scores: Scores) -> Row:
-    """One line of `results`: a model on a data set."""
-    mean = scores.avg_at_k
-    return {
-        "dataset": scores.dataset, "model": model, "n": mean.n, "k": len(scores.sampled[0]),
-        "avg_at_k": _number(mean.value), "se": _number(mean.se), "greedy": _number(scores.greedy_mean.value),
-        "unscorable": sum(math.isnan(s) for row in [*scores.sampled, *scores.greedy] for s in row),
+    """One line of `results`: a model on a data set. What infrastructure lost counts as wrong; `completed_only` leaves it out."""
+    mean, greedy = clustered_mean(scores.sampled, failed=0.0), clustered_mean(scores.greedy, failed=0.0)
+    made = [a for a in scores.attempts.values() if a.status != "failed"]
+    row: Row = {
+        "dataset": scores.dataset, "model": model, "n": mean.n, "k": len(scores.sampled[0]), "avg_at_k": number(mean.value),
+        "se": number(mean.se), "greedy": number(greedy.value), "coverage": number(scores.coverage),
     }  # fmt: skip
+    if scores.coverage < 1:
+        row |= {"avg_at_k_completed_only": number(scores.avg_at_k.value), "greedy_completed_only": number(scores.greedy_mean.value)}
+    if made:
+        row["prompt_tokens"] = round(sum(a.prompt_tokens for a in made) / len(made), 1)
+        row["completion_tokens"] = round(sum(a.completion_tokens for a in made) / len(made), 1)
+    return row
 
 
-def paired_rows(before: Scores, after: Scores) -> list[Row]:
-    """Two lines of `paired`: after - before on the same questions, sampled and greedy, with 95 % intervals."""
-    rows = []
-    for metric in ("sampled", "greedy"):
-        pair = paired_difference(getattr(before, metric), getattr(after, metric))
-        numbers = {"diff": pair.diff, "ci_low": pair.ci_low, "ci_high": pair.ci_high}
-        rows.append({"dataset": before.dataset, "metric": metric} | {k: _number(v) for k, v in numbers.items()})
-    return rows
-
-
-def _number(value: float) -> float | None:
-    """Four digits, and null for what could not be computed (an interval of one question, a set without a scorable attempt)."""
-    return None if math.isnan(value) else round(value, 4)
+def summary(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[list[Row], list[Row]]:
+    """(`results`, `paired`) of {model: {data set: scores}}, by data set; every later model is paired with the first that has the set."""
+    results: list[Row] = []
+    paired: list[Row] = []
+    for dataset in dict.fromkeys(name for sets in scores.values() for name in sets):
+        models = [name for name, sets in scores.items() if dataset in sets]
+        results += [result_row(name, scores[name][dataset]) for name in models]
+        for name in models[1:]:
+            paired += paired_rows(models[0], scores[models[0]][dataset], name, scores[name][dataset])
+    return results, paired
 
 
 def _shown(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def interval(row: Row) -> str:
+    """`+0.630 [+0.574, +0.686]` of a paired row."""
+    diff, low, high = (_shown(row[key], "+.3f") for key in ("diff", "ci_low", "ci_high"))
+    return f"{diff} [{low}, {high}]"
+
+
 def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
-    """Lines of the table: each data set's models, then the gain of the trained one over the base, with its interval."""
+    """Lines of the table: a model on a data set, and under it what it gains over the first model."""
     lines = []
+    gains = {(row["dataset"], row["model"], row["metric"]): row for row in paired}
     for row in results:
-        lines.append(
-            [row["dataset"], str(row["n"]), row["model"], f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}", _shown(row["greedy"])]
-        )
-        gains = {p["metric"]: p for p in paired if p["dataset"] == row["dataset"]}
-        if row["model"] == "trained" and gains:
-            shown = [[_shown(gains[m][key], "+.3f") for key in ("diff", "ci_low", "ci_high")] for m in ("sampled", "greedy")]
-            lines.append(["", "", "gain", *(f"{diff} [{low}, {high}]" for diff, low, high in shown)])
+        holes = "" if row["coverage"] == 1 else f" ({row['coverage']:.0%} scored)"
+        shown = [row["dataset"], str(row["n"]), row["model"] + holes, f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}"]
+        lines.append([*shown, _shown(row["greedy"])])
+        found = [gains.get((row["dataset"], row["model"], metric)) for metric in ("sampled", "greedy")]
+        if found[0] is not None and found[1] is not None:
+            lines.append(["", "", found[0]["verdict"], *(interval(gain) for gain in found if gain)])
     return lines
 
 
@@ -68,33 +82,80 @@ def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
     """Results and paired gains as a terminal table."""
     numbers = ", ".join(sorted({str(row["n"]) for row in results}))
     shown = Table(
-        title=f"Held-out exact match, {numbers} questions a set; gains with 95 % intervals",
+        title=f"Held-out score, {numbers} questions a set; differences with 95 % intervals",
         box=SIMPLE,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
     for name in (headings := _headings(results)):
         if name != "n":  # the terminal is 80 columns wide; the files have it
-            shown.add_column(name, justify="left" if name in ("data set", "model") else "right", no_wrap=True, min_width=len(name) + 2)
+            shown.add_column(name, justify="left" if name in ("data set", "model") else "right", min_width=min(len(name) + 2, 10))
     for cells in _cells(results, paired):
-        shown.add_row(*(cell for name, cell in zip(headings, cells, strict=True) if name != "n"), style="bold" if "gain" in cells else None)
+        style = "bold" if not cells[0] else None
+        shown.add_row(*(cell for name, cell in zip(headings, cells, strict=True) if name != "n"), style=style)
     return shown
 
 
 def markdown(results: Sequence[Row], paired: Sequence[Row]) -> str:
     """The same table in Markdown."""
-    lines = [_headings(results), ["---", "--:", "---", "--:", "--:"], *_cells(results, paired)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_table([_headings(results), *_cells(results, paired)], right=(1, 3, 4))
 
 
-def write_report(folder: Path, results: list[Row], paired: list[Row], about: Row, preface: str) -> None:
-    """`report.json` (`results`, `paired` and what is in `about`) and `report.md`."""
+def markdown_table(lines: Sequence[Sequence[str]], right: Container[int]) -> str:
+    """A Markdown table of a heading and lines; the columns in `right` are aligned so."""
+    rule = ["--:" if at in right else "---" for at in range(len(lines[0]))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [lines[0], rule, *lines[1:]])
+
+
+def paired_table(rows: Sequence[Row]) -> Table:
+    """What `memfactory compare` prints."""
+    shown = Table(title=f"B = {rows[0]['model']} against A = {rows[0]['base']}", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.caption = "A / B right: questions that only one of the two got right, and McNemar's exact p on them"
+    for name in ("data set", "metric", "n", "difference [95 %]", "A / B right", "p", "verdict"):
+        left = name in ("data set", "metric", "verdict")
+        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "data set")
+    for row in rows:
+        test = [f"{row['only_base_right']} / {row['only_model_right']}", f"{row['mcnemar_p']:.3g}"] if "mcnemar_p" in row else ["", ""]
+        colour = {"better": "[green]", "worse": "[red]"}.get(row["verdict"], "")
+        shown.add_row(row["dataset"], row["metric"], str(row["n"]), interval(row), *test, f"{colour}{row['verdict']}")
+    return shown
+
+
+def published_table(results: Sequence[Row]) -> list[list[str]]:
+    """A line for each model, a column for each data set and their mean, as the papers print it; `–` where one is missing."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in results))
+    cells = {(row["model"], row["dataset"]): row for row in results}
+    lines = [["model", *datasets, "average"]]
+    for model in dict.fromkeys(row["model"] for row in results):
+        rows = [cells.get((model, dataset)) for dataset in datasets]
+        values = [row["avg_at_k"] for row in rows if row is not None and row["avg_at_k"] is not None]
+        mean = sum(values) / len(values) if len(values) == len(datasets) else None
+        lines.append(
+            [
+                model,
+                *("–" if row is None else f"{_shown(row['avg_at_k'], '.4f')} ± {_shown(row['se'])}" for row in rows),
+                _shown(mean, ".4f"),
+            ]
+        )
+    return lines
+
+
+def write_results(folder: Path, results: list[Row], paired: list[Row], about: Row, preface: str) -> None:
+    """`report.json` (`results`, `paired` and what is in `about`), `report.md` and `results.csv`."""
     write_json(folder / "report.json", about | {"results": results, "paired": paired})
-    notes = (
-        "Sampled is the mean of k attempts at temperature 1, ± its standard error over questions; greedy is one attempt at temperature 0. "
-        "Gains are paired by question, with 95 % Student intervals over questions."
-    )
-    write_text(folder / "report.md", f"{preface}\n\n{markdown(results, paired)}\n\n{notes}\n")
+    published = markdown_table(published_table(results), right=range(1, 99))
+    write_text(folder / "report.md", f"{preface}\n\n{markdown(results, paired)}\n\n{NOTES}\n\n{published}\n")
+    write_text(folder / "results.csv", csv_text(results))
+
+
+def csv_text(results: Sequence[Row]) -> str:
+    """`results` as CSV, a column for each key that any row has."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in results for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results)
+    return text.getvalue()
 
 
 def plot_curves(metrics: Path, picture: Path, title: str) -> None:

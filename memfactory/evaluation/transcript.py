@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from memfactory.common.types import Trajectory
+
+class Told(Protocol):
+    """What is told of an attempt: a trajectory has it, and so has a line of the ledger."""
+
+    @property
+    def steps(self) -> Sequence[Sequence[Any]]:
+        """(event, memory after it)."""
+
+    @property
+    def answers(self) -> list[str]:
+        """One per question."""
+
+    @property
+    def report(self) -> Mapping[str, int]:
+        """Counts of what happened on the way."""
+
+    @property
+    def error(self) -> str | None:
+        """An infrastructure failure, or None."""
 
 
-def transcript(example: dict[str, Any], trajectory: Trajectory, reward: float) -> str:
-    """One whole trajectory; what is shown of the example is its question and its gold answers, if it has them."""
+def transcript(example: dict[str, Any], attempt: Told, reward: float | None) -> str:
+    """One whole attempt; what is shown of the example is its question and its gold answers, if it has them."""
     lines = [f"Question: {example.get('question', '')}", f"Gold: {' | '.join(example.get('answers', []))}", ""]
-    for number, (event, memory) in enumerate(trajectory.steps, 1):
+    for number, (event, memory) in enumerate(attempt.steps, 1):
         lines += [f"[{number}] reads:  {event}", f"    memory: {memory}"]
-    lines += ["", f"Answer: {' | '.join(trajectory.answers)}", f"Reward: {reward:g}"]
-    if trajectory.report:
-        lines.append("Report: " + ", ".join(f"{name} {number}" for name, number in sorted(trajectory.report.items())))
-    if trajectory.error:
-        lines.append(f"Lost to infrastructure: {trajectory.error}")
+    lines += ["", f"Answer: {' | '.join(attempt.answers)}", "Reward: none" if reward is None else f"Reward: {reward:g}"]
+    if attempt.report:
+        lines.append("Report: " + ", ".join(f"{name} {number}" for name, number in sorted(attempt.report.items())))
+    if attempt.error:
+        lines.append(f"Lost to infrastructure: {attempt.error}")
     return "\n".join(lines)

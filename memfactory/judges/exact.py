@@ -1,4 +1,9 @@
-"""Rules that score an answer text against all accepted answers: pure functions to [0, 1], no server, no opinion."""
+"""Rules that score an answer text against the gold answers: pure functions to [0, 1], no server, no opinion.
+
+`boxed_*` look at the last box of the answer, as MemAgent's reward does (arXiv 2507.02259); `ruler_*` at the whole visible
+answer, as RULER does (arXiv 2404.06654). A thought is never looked at; what has no visible answer scores 0. Nothing is
+rounded: two of three is 2/3 (MemAgent's evaluation rounds each item to .67 before it averages).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,9 @@ from memfactory.common.registry import SCORER_REGISTRY
 
 TAIL = 300
 """Only this many last characters of an answer are searched for a box, as in MemAgent's reward."""
+
+_CLOSED = {"yes", "no", "noanswer"}
+"""Answers that earn all or nothing in HotpotQA's F1."""
 
 
 def boxed_answer(text: str) -> str | None:
@@ -29,12 +37,49 @@ def boxed_em(text: str, golds: Sequence[str]) -> float:
 
 @SCORER_REGISTRY.register("boxed_f1")
 def boxed_f1(text: str, golds: Sequence[str]) -> float:
-    """Best token F1 (SQuAD's normal form, multiset overlap) of the last box with a gold answer; no box is 0."""
+    """Best token F1 of the last box with a gold answer (HotpotQA's: SQuAD's normal form, yes and no count whole); no box is 0."""
     answer = boxed_answer(text)
     return 0.0 if answer is None else max((_f1(answer, gold) for gold in golds), default=0.0)
 
 
+@SCORER_REGISTRY.register("boxed_sub_em")
+def boxed_sub_em(text: str, golds: Sequence[str]) -> float:
+    """1 if a gold answer stands in the last box, in SQuAD's normal form and as whole words. One way only: an empty box is 0."""
+    answer = boxed_answer(text)
+    if answer is None:
+        return 0.0
+    said = f" {normalize_squad(answer)} "
+    return float(any(wanted in said for gold in golds if (wanted := f" {normalize_squad(gold)} ").strip()))
+
+
+@SCORER_REGISTRY.register("boxed_all")
+def boxed_all(text: str, golds: Sequence[str]) -> float:
+    """The share of the gold answers that occur in the last box, letter case ignored; no box is 0."""
+    return _present(boxed_answer(text), golds)
+
+
+@SCORER_REGISTRY.register("ruler_all")
+def ruler_all(text: str, golds: Sequence[str]) -> float:
+    """RULER's string_match_all: the share of the gold answers that occur in the answer, letter case ignored (arXiv 2404.06654)."""
+    return _present(strip_thinking(text), golds)
+
+
+@SCORER_REGISTRY.register("ruler_part")
+def ruler_part(text: str, golds: Sequence[str]) -> float:
+    """RULER's string_match_part: 1 if any gold answer occurs in the answer, letter case ignored (arXiv 2404.06654)."""
+    return float(_present(strip_thinking(text), golds) > 0)
+
+
+def _present(said: str | None, golds: Sequence[str]) -> float:
+    wanted = [gold.lower() for gold in golds if gold.strip()]  # an empty gold answer occurs everywhere and says nothing
+    if not said or not wanted:
+        return 0.0
+    return sum(gold in said.lower() for gold in wanted) / len(wanted)
+
+
 def _f1(answer: str, gold: str) -> float:
+    if normalize_squad(answer) != normalize_squad(gold) and _CLOSED & {normalize_squad(answer), normalize_squad(gold)}:
+        return 0.0
     said, wanted = normalize_squad(answer).split(), normalize_squad(gold).split()
     common = sum((Counter(said) & Counter(wanted)).values())
     return 2 * common / (len(said) + len(wanted)) if common else 0.0

@@ -27,6 +27,7 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.tracking import build_trackers
 from memfactory.common.version import __version__
+from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 
@@ -49,9 +50,9 @@ class BaseTrainer(ABC):
         torch.manual_seed(config.seed)
         self._resume_from = self._find_checkpoint()
         if tokenizer is None:
-            tokenizer = ckpt.load_tokenizer(required_model(config))
+            tokenizer = load_tokenizer(required_model(config))
         if model is None:
-            model = ckpt.load_causal_lm(required_model(config), str(self.device))
+            model = load_causal_lm(required_model(config), str(self.device))
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:

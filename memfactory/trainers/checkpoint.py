@@ -16,63 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.errors import ConfigError
 from memfactory.common.files import new_folder, point, write_json
 
 STATE_VERSION = 2
 FORMAT = 1
 """Of memfactory.json."""
 _NAME = re.compile(r"checkpoint-(\d{6,})")
-
-
-_NO_MODEL = (
-    "No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
-    "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or --model_name_or_path."
-)
-
-
-def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer from a folder or a hub name; what is missing is one clear error that says how to get it."""
-    tokenizer = load_tokenizer(path)
-    return load_causal_lm(path, device, dtype), tokenizer
-
-
-def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model alone, for a caller that has its tokenizer already."""
-    source = _source(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
-    return model.to(device)  # type: ignore[arg-type]
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer; one without a padding token pads with its end token."""
-    source = _source(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise MissingFileError(f"The tokenizer of {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _source(path: str) -> str:
-    """What transformers is asked for: a folder that holds a model (`~` expanded), or the hub name as it stands."""
-    folder = Path(path).expanduser()
-    if looks_local(path) and not (folder / "config.json").is_file():
-        raise MissingFileError(_NO_MODEL.format(path=path))
-    return str(folder) if folder.exists() else path
-
-
-def looks_local(path: str) -> bool:
-    """True for a path; a hub name is `owner/name` with no such folder here."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists() or path.split("/")[0] in ("models", "output")
 
 
 def save_checkpoint(

@@ -38,11 +38,11 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.prompts import PROMPTS
 from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
+from memfactory.engines.load import load_tokenizer
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
-from memfactory.trainers.checkpoint import load_tokenizer
 from memfactory.trainers.metrics import Averages, rollout_metrics
 
 

@@ -1,0 +1,58 @@
+"""Command lines from dataclasses: one way to declare an option, to read it and to say what is wrong with it. Knows no command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from transformers import HfArgumentParser
+
+from memfactory.common.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+def option(default: Any, text: str, *aliases: str) -> Any:
+    """A field with its help text, which `--help` prints, and other spellings of its flag."""
+    metadata: dict[str, Any] = {"help": text} | ({"aliases": list(aliases)} if aliases else {})
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def mapping_of(name: str, value: Any) -> dict[str, Any]:
+    """A mapping given as JSON on the command line, or as it is; anything else raises `ConfigError`."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"--{name} {value!r} is not JSON: {error}. Example: --{name} '{{\"key\": 1}}'.") from error
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"--{name} must be a mapping, got {value!r}.")
+    return dict(value or {})
+
+
+class FlagParser(HfArgumentParser):
+    """argparse whose complaints are ours: one message, no page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
+
+
+def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage: str = "", positional: int = 0) -> tuple[T, list[str]]:
+    """(options, positional words) from `--flag value ...`; an unknown flag names the nearest known one.
+
+    `command`: how the user calls it, for messages. `positional`: the most words that may stand without a flag, before the flags.
+    """
+    words = list(arguments)
+    given: list[str] = []
+    while words and not words[0].startswith("-") and len(given) < positional:
+        given.append(words.pop(0))
+    parser = FlagParser(options, prog=command, usage=usage or None, allow_abbrev=False)  # type: ignore[arg-type]
+    parsed, extra = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
+    if extra:
+        known = [f"--{f.name}" for f in dataclasses.fields(options)]  # type: ignore[arg-type]
+        raise unknown_name(f"flag of {command}", str(extra[0]), known, f"`{command} --help` explains them.")
+    return parsed, given

@@ -1,0 +1,133 @@
+"""A chat model behind an OpenAI-compatible endpoint: for roles, judges and the evaluation of models served elsewhere.
+
+The client retries (with back-off, honouring Retry-After); what still fails is infrastructure's failure, in words. A key or a
+name that the server refuses can only fail again: that is the user's to mend and ends the command. Knows no token ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any
+
+import openai
+from openai.types.chat import ChatCompletion
+
+from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.registry import ENGINE_REGISTRY
+from memfactory.common.settings import load_settings
+from memfactory.common.types import Finish, Messages, Sampling, Turn
+from memfactory.engines.base import uniforms
+
+log = logging.getLogger(__name__)
+
+PREFIX = "api:"
+"""How a role names a model behind an API: `api:NAME`; `api:` alone is LLM_MODEL."""
+
+
+@ENGINE_REGISTRY.register("api")
+class APIChat:
+    """Chat completions at OPENAI_BASE_URL. One object may be asked by many coroutines; `concurrency` of them at a time."""
+
+    def __init__(
+        self, name: str = PREFIX, *, base_url: str | None = None, api_key: str | None = None,
+        timeout: float = 120.0, max_retries: int = 5, concurrency: int = 64,
+    ) -> None:  # fmt: skip
+        """`name`: `api:MODEL`. `timeout`: seconds that one try may take. What is not given comes from the environment or `.env`."""
+        settings = load_settings()
+        self.model = name.removeprefix(PREFIX) or settings.llm_model
+        if not self.model:
+            raise ConfigError(f"{name!r} names no model and LLM_MODEL is not set. Write api:MODEL, or set LLM_MODEL in .env.")
+        self.base_url = base_url or settings.openai_base_url
+        key = api_key or settings.openai_api_key
+        if key is None and self.base_url is None:
+            raise ConfigError(f"{PREFIX}{self.model} needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server without keys. Set them in .env.")
+        self.timeout, self.max_retries, self._limit = timeout, max_retries, concurrency
+        self.stats: Counter[str] = Counter()
+        """requests (tries included), rate_limited, server_errors, timeouts, failures."""
+        self._key = key or "none"
+        self._client: openai.AsyncOpenAI | None = None
+        self._gate: asyncio.Semaphore | None = None
+
+    async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
+        """One call. A server that fails, stalls or answers with something else raises `InfrastructureError`."""
+        client, gate = self._connect()
+        request: dict[str, Any] = {
+            "model": self.model, "messages": messages, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens,
+            "seed": int(uniforms(sampling.stream, 1)[0] * 2**31),
+        }  # fmt: skip
+        if sampling.top_p < 1:
+            request["top_p"] = sampling.top_p
+        async with gate:
+            try:
+                reply = await client.chat.completions.create(**request)
+            except openai.OpenAIError as error:
+                self.stats["failures"] += 1
+                raise self._explained(error) from error
+            except ValueError as error:  # a body that is not JSON
+                self.stats["failures"] += 1
+                raise InfrastructureError(f"{self} answered with something that is not JSON: {error}") from error
+        text, finish = self._read(reply)
+        usage = reply.usage
+        counted = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage is not None else None
+        return Turn(stage, (), (), (), text, finish, trainable=False, usage=counted)
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.model} at {self.base_url or 'api.openai.com'}"
+
+    def _connect(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
+        """The client, made on the event loop that uses it."""
+        if self._client is None or self._gate is None:
+            hooks: dict[str, Any] = {"request": [self._asked], "response": [self._answered]}
+            http = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=self.timeout)
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries, http_client=http
+            )
+            self._gate = asyncio.Semaphore(self._limit)
+        return self._client, self._gate
+
+    async def _asked(self, _: Any) -> None:
+        self.stats["requests"] += 1
+
+    async def _answered(self, response: Any) -> None:
+        if response.status_code == 429:
+            self.stats["rate_limited"] += 1
+            if self.stats["rate_limited"] == 1:
+                log.warning("%s limits the rate of requests; the client waits and tries again.", self)
+        elif response.status_code >= 500:
+            self.stats["server_errors"] += 1
+
+    def _explained(self, error: openai.OpenAIError) -> Exception:
+        """Whose failure it is, and what to do."""
+        tries = f"after {self.max_retries + 1} tries"
+        if isinstance(error, openai.APITimeoutError):
+            self.stats["timeouts"] += 1
+            return InfrastructureError(f"{self} did not answer within {self.timeout:g} s, {tries}.")
+        if isinstance(error, openai.RateLimitError):
+            return InfrastructureError(f"{self} refused for its rate limit, {tries}: {_said(error)}")
+        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+            return ConfigError(f"{self} refused the key ({_said(error)}). Set OPENAI_API_KEY in .env or the environment.")
+        if isinstance(error, openai.NotFoundError):
+            return ConfigError(f"{self}: no such model or address ({_said(error)}). Check LLM_MODEL (or api:NAME) and OPENAI_BASE_URL.")
+        if isinstance(error, openai.APIConnectionError):
+            return InfrastructureError(f"{self} cannot be reached, {tries}: {error.__cause__ or error}")
+        return InfrastructureError(f"{self} failed: {_said(error)}")
+
+    def _read(self, reply: Any) -> tuple[str, Finish]:
+        """Text and finish of a reply, if it is one."""
+        choices = reply.choices if isinstance(reply, ChatCompletion) else None
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        text = getattr(message, "content", None)
+        if message is None or not isinstance(text, (str, type(None))):
+            self.stats["failures"] += 1
+            raise InfrastructureError(f"{self} answered with something that is not a chat completion: {reply!r:.200}")
+        reason = choices[0].finish_reason if choices else None
+        if reason == "content_filter":
+            self.stats["failures"] += 1
+            raise InfrastructureError(f"{self} withheld its answer (content_filter).")
+        return text or "", "length" if reason == "length" else "stop"
+
+
+def _said(error: openai.OpenAIError) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,124 @@
+"""The options of an evaluation, and the jobs they mean: which model on which data set, and how to get what is not here.
+
+Knows names and places, not how a job is run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.flags import mapping_of, option
+from memfactory.data.formats import HINT
+from memfactory.engines.api import PREFIX
+from memfactory.engines.load import looks_local
+from memfactory.evaluation.jobs import ENGINES, Job
+
+PUBLISHED_MODELS = {
+    "Qwen3-1.7B": ("models/Qwen3-1.7B", "hf download Qwen/Qwen3-1.7B --local-dir models/Qwen3-1.7B"),
+    "MemoryAgent1.7B": ("output/MemoryAgent1.7B/last", "bash examples/RunMemoryAgent1.7B.sh"),
+    "Qwen3-4B-Instruct": ("models/Qwen3-4B-Instruct", "hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct"),
+    "MemoryAgent4B": ("output/MemoryAgent4B/last", "bash examples/RunMemoryAgent4B.sh"),
+}
+"""{name: (where it lies, how to get it)}: what a bare evaluation looks for."""
+
+PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") for name in ("eval_50", "eval_100", "eval_fwe_16384")}
+
+
+@dataclass
+class EvalConfig:
+    """Options of `memfactory eval`."""
+
+    models: list[str] = option(
+        [], "Models, each PATH or NAME=PATH (a folder, a hub name, or api:MODEL); none: the published ones that lie here."
+    )
+    datasets: list[str] = option([], "Data sets, each PATH or NAME=PATH; none: the published ones that lie here.")
+    output_dir: str = option("output/evaluation", "Where ledgers and the report go; what is in it already is not made again.")
+    agent: str = option("", "Which agent: a key of AGENT_REGISTRY. Default: the checkpoint's own, else memagent.")
+    agent_options: str = option("{}", "Options of the agent and its slots, as JSON, over the checkpoint's own.")
+    chunk_size: int | None = option(None, "Tokens of text per reading turn; short for an entry of agent_options.")
+    max_generate_length: int | None = option(None, "Most tokens sampled in a turn; short for an entry of agent_options.")
+    env: str = option("longcontext", "Which env scores: a key of ENV_REGISTRY.")
+    env_options: str = option("{}", 'Options of the env, as JSON, such as {"reward": "llm_judge"}.')
+    roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
+    reference: str | None = option(None, "The model of the role reference.")
+    k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.")
+    limit: int = option(0, "Only the first examples of each set; 0: all.")
+    temperature: float = option(1.0, "Of the sampled attempts.")
+    top_p: float = option(1.0, "Nucleus of the sampled attempts.")
+    seed: int = option(0, "Of every random stream.")
+    engine: str = option("hf", "hf (in the worker's process) or api (an OpenAI-compatible server).")
+    tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
+    gpus: str = option("auto", "GPUs, such as 0,1, a worker on each; none: CPU processes.")
+    workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.")
+    threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.")
+    engine_slots: int = option(192, "Most requests that decode together in a worker.")
+    plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown_name("engine", self.engine, ENGINES)
+        if self.k < 0 or self.limit < 0 or self.workers < 0 or self.threads < 0:
+            raise ConfigError("--k, --limit, --workers and --threads must not be negative.")
+        if self.temperature <= 0 and self.k:
+            raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
+
+
+def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
+    """(jobs, one text for each published model or set that is not here and how to get it). What was named must exist."""
+    models, no_models = _found(config.models, PUBLISHED_MODELS, config.engine == "api")
+    datasets, no_sets = _found(config.datasets, PUBLISHED_SETS, False)
+    for name, path in datasets.items():
+        if not Path(path).is_file():
+            raise MissingFileError(f"--datasets {name}: no such file {path}. {HINT}")
+    for path in models.values():
+        if config.engine == "hf" and not path.startswith(PREFIX) and looks_local(path) and not (Path(path) / "config.json").is_file():
+            raise MissingFileError(f"--models: no model at {path!r} (no config.json there).")
+    given: dict[str, Any] = {name: getattr(config, name) for name in ("chunk_size", "max_generate_length")}
+    options = {name: value for name, value in given.items() if value is not None} | mapping_of("agent_options", config.agent_options)
+    shared = {
+        name: getattr(config, name)
+        for name in ("agent", "env", "reference", "engine", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
+    }
+    jobs = [
+        Job(
+            name, model, dataset, path, str(Path(config.output_dir) / slug(name) / slug(dataset)), agent_options=options,
+            env_options=mapping_of("env_options", config.env_options), roles=mapping_of("roles", config.roles),
+            slots=config.engine_slots, **shared,
+        )
+        for name, model in models.items()
+        for dataset, path in datasets.items()
+    ]  # fmt: skip
+    return jobs, no_models + no_sets
+
+
+def _found(given: list[str], published: dict[str, tuple[str, str]], api: bool) -> tuple[dict[str, str], list[str]]:
+    """({name: path}, what is missing): those given, or the published ones that are here."""
+    if given:
+        pairs = [spec.split("=", 1) if "=" in spec else [_name(spec), spec] for spec in given]
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"Two are called {', '.join(twice)}; name them apart: NAME=PATH.")
+        return {name: f"{PREFIX}{path}" if api and not path.startswith(PREFIX) else path for name, path in pairs}, []
+    if api:
+        return {"LLM_MODEL": PREFIX}, []
+    here = {name: path for name, (path, _) in published.items() if Path(path).exists()}
+    return here, [f"{name} ({path}). Get it: {how}" for name, (path, how) in published.items() if name not in here]
+
+
+def _name(path: str) -> str:
+    """What tables call a path: a file's stem, a model folder's name, and RUN for RUN/last or RUN/checkpoint-000010."""
+    parts = Path(path)
+    if parts.suffix in (".json", ".jsonl", ".parquet"):
+        return parts.stem
+    inner = re.fullmatch(r"last|best|checkpoint-\d+", parts.name)
+    return f"{parts.parent.name}-{parts.name}" if inner and parts.parent.name else parts.name or path
+
+
+def slug(name: str) -> str:
+    """A name as a folder."""
+    return re.sub(r"[^0-9A-Za-z.@_+-]+", "-", name).strip("-") or "unnamed"

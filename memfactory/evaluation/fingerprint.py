@@ -1,0 +1,62 @@
+"""What decides an attempt, as short hashes and plain values: two attempts may be mixed only if these agree.
+
+Data, env, model, agent with its slots, prompts, decoding and the code that turns them into attempts. How many attempts
+(k, limit) is not part of it: more of them may be added later. Knows no ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from memfactory.agents.base import BaseAgent
+from memfactory.common.files import file_hash
+from memfactory.common.prompts import PROMPTS
+from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY
+from memfactory.envs.base import BaseEnv
+
+_DECIDES = ("common", "algorithms", "memory", "data/formats.py", "engines", "judges", "modules", "envs", "agents")
+"""Parts of the package whose code decides an attempt; what only reports on attempts may change."""
+
+
+@cache
+def code_hash() -> str:
+    """16 hex digits over the package's code that decides an attempt."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(f for part in _DECIDES for f in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _own_code(*parts: object) -> dict[str, str | None]:
+    """Hashes of the files that a user's own classes stand in; the package's own are in `code_hash`."""
+    own = [type(part) for part in parts if not type(part).__module__.startswith("memfactory.")]
+    return {f"{part.__module__}.{part.__qualname__}": _source_hash(part) for part in own}
+
+
+def _source_hash(part: type) -> str | None:
+    try:
+        return file_hash(inspect.getsourcefile(part))
+    except (TypeError, OSError):  # made in a notebook or at run time: there is no file to look at
+        return None
+
+
+def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the attempts of `agent` with `model` (a hash or an API's name) on `env` under `decoding`."""
+    modules = [getattr(agent, slot) for slot in agent.slots]
+    return {
+        "data": {"sha256": file_hash(env.data_path), "examples": len(env)},
+        "env": {"type": ENV_REGISTRY.name_of(type(env)), **asdict(env.options)},
+        "model": model,
+        "agent": {"type": AGENT_REGISTRY.name_of(type(agent)), **agent.describe()},
+        "prompts": hashlib.sha256(repr(sorted(PROMPTS.items())).encode()).hexdigest()[:16],
+        "decoding": dict(decoding),
+        "code": code_hash(),
+        "own_code": _own_code(agent, env, *modules),
+    }

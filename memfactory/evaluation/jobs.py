@@ -1,0 +1,141 @@
+"""One job: one model on one data set, from names to a finished ledger. What a worker process does, and the quick start too.
+
+A job's folder holds `job.json` (what was asked), `fingerprint.json`, `attempts.jsonl` and `examples.txt`. Knows no other job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memfactory.agents.base import BaseAgent
+from memfactory.agents.build import api_chats, build_agent, local_models
+from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.files import read_json, write_json, write_text
+from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
+from memfactory.engines.api import PREFIX, APIChat
+from memfactory.engines.chat import Models
+from memfactory.engines.load import load_causal_lm, load_tokenizer, model_hash
+from memfactory.envs.base import BaseEnv
+from memfactory.evaluation.fingerprint import fingerprint
+from memfactory.evaluation.harness import SHOWN, Scores, evaluate, scores_of
+from memfactory.evaluation.leak import check_no_leak
+from memfactory.evaluation.ledger import GREEDY, SAMPLED, Ledger, read_attempts
+from memfactory.evaluation.transcript import transcript
+
+ENGINES = ("hf", "api")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one data set."""
+
+    model_name: str
+    """What the tables call it."""
+    model: str
+    """A folder, a hub name, or api:NAME."""
+    dataset: str
+    """What the tables call it."""
+    data_path: str
+    folder: str
+    """Where the ledger is, or goes."""
+    agent: str = ""
+    """A key of AGENT_REGISTRY; empty: the checkpoint's own, else memagent."""
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    """Over the checkpoint's own."""
+    env: str = "longcontext"
+    env_options: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=dict)
+    reference: str | None = None
+    """The model of the role reference."""
+    engine: str = "hf"
+    tokenizer: str | None = None
+    """Of an API's model: what cuts texts into chunks."""
+    k: int = 4
+    limit: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+    slots: int = 192
+    plugins: list[str] = field(default_factory=list)
+
+
+def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores:
+    """Make the attempts that are missing and return the scores of all."""
+    import_plugins(job.plugins)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
+    tokenizer_of = job.tokenizer if job.engine == "api" else job.model
+    tokenizer = load_tokenizer(tokenizer_of) if tokenizer_of else None
+    agent_type, options = agent_of(job)
+    agent = build_agent(agent_type, tokenizer, device, options)  # type: ignore[arg-type]
+    env: BaseEnv = ENV_REGISTRY.get(job.env)(job.data_path, tokenizer, **job.env_options)
+    check_no_leak(agent, env)
+    folder = Path(job.folder)
+    on_gpu = device.startswith("cuda")
+    decoding = {
+        "temperature": job.temperature, "top_p": job.top_p, "seed": job.seed, "engine": job.engine, "bf16": on_gpu, "roles": job.roles,
+        "reference": model_hash(job.reference) if job.reference else None,
+    }  # fmt: skip
+    name = job.model if job.engine == "api" else model_hash(job.model)
+    with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
+        examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
+        write_json(folder / "job.json", asdict(job) | {"examples": examples})
+        planned = {(e, kind, n) for e in examples for kind, count in ((GREEDY, 1), (SAMPLED, job.k)) for n in range(count)}
+        models = Models({}) if planned <= ledger.done() else models_of(job, agent, device)
+        scores = evaluate(
+            agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
+            ledger=ledger, on_progress=on_progress,
+        )  # fmt: skip
+    shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[:SHOWN])]
+    texts = [transcript(example, attempt, attempt.score) for example, attempt in shown]
+    write_text(folder / "examples.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
+    return scores
+
+
+def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
+    """(agent, options): the job's over those that the checkpoint's memfactory.json gives, if it is of the same agent."""
+    path = Path(job.model).expanduser() / "memfactory.json"
+    about = read_json(path) if path.is_file() else {}
+    agent = job.agent or about.get("agent", "memagent")
+    AGENT_REGISTRY.get(agent)
+    own = about.get("agent_options", {}) if agent == about.get("agent") else {}
+    return agent, own | job.agent_options
+
+
+def models_of(job: Job, agent: BaseAgent, device: str) -> Models:
+    """Who answers: the job's model as the policy, in this process or behind an API, and what its roles name."""
+    if job.engine not in ENGINES:
+        raise unknown_name("engine", job.engine, ENGINES)
+    if job.engine == "api":
+        models = Models({"policy": APIChat(job.model)} | api_chats(job.roles), job.roles)
+    else:
+        if job.model.startswith(PREFIX):
+            raise ConfigError(f"{job.model} is behind an API: evaluate it with --engine api.")
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        needs = "reference" in job.roles.values()
+        if needs and not job.reference:
+            raise ConfigError("roles names the reference: say which model it is with --reference.")
+        models = local_models(
+            load_causal_lm(job.model, device, dtype), load_tokenizer(job.model), slots=job.slots, bf16=device.startswith("cuda"),
+            roles=job.roles, reference=load_causal_lm(str(job.reference), device, dtype) if needs else None,
+        )  # fmt: skip
+    agent.attach(models)
+    return models
+
+
+def load_scores(folder: Path) -> Scores:
+    """The scores of a job's folder as they stand, also unfinished ones: every number is computed from the ledger."""
+    path = folder / "job.json"
+    if not path.is_file():
+        raise MissingFileError(f"{folder} is no evaluated data set: it has no job.json. `memfactory eval` makes one.")
+    job = read_json(path)
+    attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
+    return scores_of(job["dataset"], job["examples"], job["k"], attempts)

@@ -1,0 +1,50 @@
+"""The leak guard: gold that reaches a prompt or a memory makes every score worthless, so it is looked for before any is made.
+
+A random text is planted as the gold answer of an example; the agent then reads what the env shows of that example, with a
+chat model that writes down all it is told. Works for any env and agent, also a user's own. Knows no scores.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import fields
+from typing import Any
+
+from memfactory.agents.base import BaseAgent
+from memfactory.common.errors import DataError
+from memfactory.common.types import Messages
+from memfactory.engines.chat import Models
+from memfactory.engines.scripted import ScriptedChat
+from memfactory.envs.base import BaseEnv
+
+
+def check_no_leak(agent: BaseAgent, env: BaseEnv) -> None:
+    """Raise `DataError` if the gold of an example reaches the view, a prompt or the memory."""
+    canary = f"canary{secrets.token_hex(8)}"
+    planted = {key: _planted(value, canary) if key in env.gold_columns else value for key, value in env[0].items()}
+    view = env.observe(planted)
+    seen = {f"the view's {field.name}": str(getattr(view, field.name)) for field in fields(view)}
+
+    def answer(messages: Messages, stage: str) -> str:
+        seen.setdefault(f"a prompt of the stage {stage}", "")
+        seen[f"a prompt of the stage {stage}"] += "\n".join(message["content"] for message in messages)
+        return "nothing"
+
+    stages = dict.fromkeys(agent.stages, "policy")
+    for trajectory in agent.inference([view], Models({"policy": ScriptedChat(answer)}, stages)):
+        seen["the memory"] = str(trajectory.memory)
+    for where, text in seen.items():
+        if canary in text:
+            raise DataError(
+                f"{type(env).__name__} shows gold to the agent: a text planted in {', '.join(env.gold_columns)} turned up in {where}. "
+                "`observe` must return only what the agent may know; no score of this env means anything until it does."
+            )
+
+
+def _planted(value: Any, canary: str) -> Any:
+    """The same structure with every text replaced."""
+    if isinstance(value, dict):
+        return {key: _planted(inner, canary) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_planted(inner, canary) for inner in value] or [canary]
+    return canary if isinstance(value, (str, int, float, type(None))) else value

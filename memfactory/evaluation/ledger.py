@@ -1,0 +1,163 @@
+"""The ledger of an evaluation: one line per attempt, only ever appended. Every number of a report is computed from it.
+
+A folder holds one model on one data set: `attempts.jsonl` and `fingerprint.json`, which says what decided those attempts.
+Knows no agent and no statistics.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memfactory.common.errors import ConfigError, DataError, MissingFileError
+from memfactory.common.files import read_json, write_json
+
+GREEDY, SAMPLED = "greedy", "sampled"
+Key = tuple[str, str, int]
+"""(example, kind, number)."""
+
+_PATIENCE = 15.0
+"""Seconds to wait for another process that still writes: a worker whose parent was killed needs a moment to notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One line of the ledger."""
+
+    example: str
+    kind: str
+    """greedy or sampled."""
+    number: int
+    status: str
+    """ok; truncated (a turn hit its length limit: scored); failed (infrastructure: no score)."""
+    score: float | None
+    """The headline reward; null if and only if the attempt failed."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """Every reward and component by its key."""
+    answers: list[str] = field(default_factory=list)
+    memory: Any = None
+    report: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    steps: list[list[str]] = field(default_factory=list)
+    """[event, memory after it], of the few attempts that are shown to people."""
+    turns: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finished: float = 0.0
+    """Unix time in seconds."""
+
+    @property
+    def key(self) -> Key:
+        """What makes it this attempt and no other."""
+        return (self.example, self.kind, self.number)
+
+
+class Ledger:
+    """Attempts in the order they ended, in memory and, with a folder, on disk. A process killed while writing loses one line at most."""
+
+    def __init__(self, folder: Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
+        """Open for writing. A folder made under another fingerprint raises `ConfigError`, which names what differs."""
+        self.folder = folder
+        self._attempts: dict[Key, Attempt] = {}
+        self._file: int | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = _lock(folder / "attempts.jsonl")
+            _check(folder, dict(fingerprint or {}))
+            os.ftruncate(self._file, whole_length(folder / "attempts.jsonl"))  # a torn last line is an attempt that never was
+            self._attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
+
+    def done(self) -> set[Key]:
+        """Attempts that need not run: all but those lost to infrastructure, which get another chance."""
+        return {key for key, attempt in self._attempts.items() if attempt.status != "failed"}
+
+    def attempts(self) -> dict[Key, Attempt]:
+        """The last line of every attempt."""
+        return dict(self._attempts)
+
+    def append(self, attempts: Iterable[Attempt]) -> None:
+        """Add lines; they are on the disk when this returns."""
+        new = list(attempts)
+        self._attempts |= {attempt.key: attempt for attempt in new}
+        if self._file is not None and new:
+            text = "".join(json.dumps(asdict(a), ensure_ascii=False, allow_nan=False, default=str) + "\n" for a in new)
+            data = text.encode()
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Let another process write."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_attempts(folder: Path) -> list[Attempt]:
+    """Every whole line of a folder's ledger, in order; several lines of one attempt are a failure and its later repeats."""
+    path = folder / "attempts.jsonl"
+    if not path.is_file():
+        raise MissingFileError(f"{folder} holds no attempts.jsonl. `memfactory eval` makes one for each model and data set.")
+    attempts = []
+    for number, line in enumerate(path.read_bytes()[: whole_length(path)].decode().split("\n")[:-1], 1):
+        try:
+            attempts.append(Attempt(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number} is not an attempt ({error}). Move the folder away and evaluate again.") from error
+    return attempts
+
+
+def whole_length(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _lock(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                os.close(file)
+                raise ConfigError(f"Another process is writing {path}. Wait for it, stop it, or give another --output_dir.") from error
+            time.sleep(0.1)
+
+
+def _check(folder: Path, fingerprint: dict[str, Any]) -> None:
+    path = folder / "fingerprint.json"
+    if not path.is_file():
+        write_json(path, fingerprint)
+        return
+    changed = differences(read_json(path), json.loads(json.dumps(fingerprint)))
+    if changed:
+        raise ConfigError(
+            f"{folder} holds attempts made under other conditions, so the two must not be mixed: {'; '.join(changed)}. "
+            "Give the same options, another --output_dir, or move the folder away."
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`field: old -> new` for every field of two fingerprints that differs; nested fields are named with dots."""
+    changed: list[str] = []
+    for name in dict.fromkeys([*old, *new]):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            changed.append(f"{prefix}{name}: {a!r} -> {b!r}")
+    return changed

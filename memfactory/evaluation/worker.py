@@ -1,0 +1,48 @@
+"""A worker process: one job, then the end. It stops when the process that started it is gone. Knows only `jobs`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from memfactory.common.errors import UserError
+from memfactory.common.files import read_json
+from memfactory.evaluation.jobs import Job, run_job
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`worker JOB.json [--parent PID]`; exit code 0 done, 2 a user's mistake (its message is the log's last line)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    if "--parent" in words:
+        at = words.index("--parent")
+        threading.Thread(target=_watch, args=(int(words[at + 1]),), daemon=True).start()
+        del words[at : at + 2]
+    try:
+        if len(words) != 1:
+            raise UserError(f"A worker takes one job file, got {words}. `memfactory eval` writes it and starts workers.")
+        run_job(Job(**read_json(Path(words[0]))))
+    except UserError as error:
+        logging.getLogger(__name__).error("Error: %s", error)
+        return 2
+    return 0
+
+
+def _watch(parent: int) -> None:
+    """End with the parent, whatever ended it: a second evaluation must not meet a first one's orphans."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
