@@ -1,4 +1,4 @@
-# Sourced by the scripts: `use_python` chooses an interpreter, `install FILE` installs a requirements file into it. An
+# Sourced by the scripts: `use_python` chooses an interpreter, `install FILE` installs a requirements file, `train` trains. An
 # environment that is active is used (conda's `base` is not); otherwise .venv is made.
 
 use_python() {
@@ -34,4 +34,15 @@ install() {
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r "$1"
     python -m pip install --quiet --disable-pip-version-check --no-deps -e .
     echo "$wanted" > "$stamp"
+}
+
+train() {
+    # memfactory train with these flags, in the chosen environment.
+    use_python
+    local python="${PYTHON:-$(command -v python || command -v python3)}"
+    (cd / && "$python" -c 'import memfactory') 2>/dev/null || {
+        echo "Error: memfactory is not installed for $python. Run: bash examples/quickstart.sh (or pip install -e .)" >&2
+        exit 2
+    }
+    exec "$python" examples/train_mem_grpo.py "$@"
 }

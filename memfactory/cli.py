@@ -29,6 +29,8 @@ from memfactory.evaluation.compare import compare
 from memfactory.evaluation.config import EvalConfig
 from memfactory.evaluation.orchestrator import evaluate_all
 from memfactory.evaluation.report import paired_table
+from memfactory.trainers.base import device_of
+from memfactory.trainers.memory_plan import report_memory
 
 USAGE = """memfactory: train agents that manage their own memory
 
@@ -86,6 +88,8 @@ def train(arguments: Sequence[str]) -> None:
     config = read_config(arguments, slots_of)
     import_plugins(config.plugins)
     trainer_class = TRAINER_REGISTRY.get(config.trainer)
+    if config.trainer == "mem_grpo" and config.model_name_or_path and config.data_path:
+        report_memory(config, device_of(config.device))
     trainer = trainer_class(config)
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
@@ -134,6 +138,8 @@ def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
                 "The public trainer counted a step per %d example(s) and updated once per %d of them: its 250 steps are 10 updates.",
                 config.batch_size, config.gradient_accumulation_steps,
             )  # fmt: skip
+        if config.save_steps > steps:
+            log.info("--save_steps %d is past the end: only the last step is saved. --save_steps 10 saves on the way.", config.save_steps)
 
 
 def list_parts(arguments: Sequence[str]) -> None:

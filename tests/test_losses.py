@@ -20,6 +20,8 @@ from memfactory.trainers.metrics import Averages
 TRAJECTORIES = [0, 0, 1, 2, 2, 2, 3, 4]
 GROUPS = [0, 0, 0, 1, 1, 1, 1, 2]
 """Eight turns of five attempts in three groups, no two aggregations alike."""
+MAX_LENGTH = 9
+"""More than any response has: what the aggregation `constant` divides by."""
 
 
 def plain_logprobs(model: Qwen3ForCausalLM, sample: Sample, temperature: float = 1.0) -> list[float]:
@@ -36,7 +38,7 @@ def brute_force(
     """The loss of an update by two loops, over turns and over tokens, in plain Python."""
     units: defaultdict[int, list[float]] = defaultdict(list)
     for number, sample in enumerate(samples):
-        unit = {"token": 0, "sequence": number, "trajectory": sample.trajectory, "prompt": sample.group}[aggregation]
+        unit = {"token": 0, "sequence": number, "trajectory": sample.trajectory, "prompt": sample.group, "constant": 0}[aggregation]
         for at, logprob in enumerate(plain_logprobs(model, sample, temperature=0.7)):
             ratio, advantage = math.exp(logprob - sample.old_logprobs[at]), sample.advantage
             gain = min(ratio * advantage, max(1 - low, min(1 + high, ratio)) * advantage)
@@ -47,14 +49,16 @@ def brute_force(
                 difference = sample.ref_logprobs[at] - logprob
                 penalty = math.exp(difference) - difference - 1
             units[unit].append(-gain + beta * penalty)
+    if aggregation == "constant":
+        return sum(units[0]) / (len(samples) * MAX_LENGTH)
     return sum(sum(tokens) / len(tokens) for tokens in units.values()) / len(units)
 
 
 def gradients(model: Qwen3ForCausalLM, samples: list[Sample], budget: int, **options: object) -> dict[str, Tensor]:
     """The gradient of one update by the trainer's own backward pass."""
     model.zero_grad(set_to_none=True)
-    trainer = make_trainer(model, tokens_per_micro_batch=budget, **options)
-    trainer._backward(TrainBatch(samples, trainer.config.aggregation), Averages(), measure_mismatch=False)
+    trainer = make_trainer(model, tokens_per_micro_batch=budget, max_generate_length=MAX_LENGTH, **options)
+    trainer._backward(TrainBatch(samples, trainer.config.aggregation, MAX_LENGTH), Averages(), measure_mismatch=False)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -66,10 +70,11 @@ def test_loss_equals_a_double_loop(aggregation: str, clips: tuple[float, float],
     model, (low, high) = tiny_qwen3(), clips
     samples = make_samples(3, TRAJECTORIES, GROUPS, ref=beta > 0)
     trainer = make_trainer(
-        model, aggregation=aggregation, clip_low=low, clip_high=high, dual_clip=dual, beta=beta, temperature=0.7, tokens_per_micro_batch=30
-    )
+        model, aggregation=aggregation, clip_low=low, clip_high=high, dual_clip=dual, beta=beta, temperature=0.7,
+        tokens_per_micro_batch=30, max_generate_length=MAX_LENGTH,
+    )  # fmt: skip
     averages = Averages()
-    trainer._backward(TrainBatch(samples, aggregation), averages, measure_mismatch=False)
+    trainer._backward(TrainBatch(samples, aggregation, MAX_LENGTH), averages, measure_mismatch=False)
     assert averages.means()["loss"] == pytest.approx(brute_force(model, samples, aggregation, low, high, dual, beta), rel=2e-5)
 
 

@@ -16,6 +16,8 @@ from memfactory.algorithms.credit import Credit
 from memfactory.algorithms.packing import AGGREGATIONS, Sample, TrainBatch, pack
 from memfactory.common.errors import ConfigError
 
+MEANS = [name for name in AGGREGATIONS if name != "constant"]
+
 
 @st.composite
 def sample_lists(draw: st.DrawFn) -> list[Sample]:
@@ -72,7 +74,7 @@ def test_each_token_carries_its_own_samples_numbers(samples: list[Sample], budge
         assert len(micro.rows) == len(micro.cols) == sum(len(s.response_ids) for s in micro.samples)
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", MEANS)
 @given(samples=sample_lists())
 @settings(max_examples=40, deadline=None)
 def test_weights_are_a_mean_over_units_of_means_over_their_tokens(aggregation: str, samples: list[Sample]) -> None:
@@ -85,7 +87,7 @@ def test_weights_are_a_mean_over_units_of_means_over_their_tokens(aggregation: s
     assert found == pytest.approx([float(w) for w in expected], rel=1e-12)
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", MEANS)
 @given(samples=sample_lists(), budget=st.integers(1, 80))
 @settings(max_examples=30, deadline=None)
 def test_weights_of_an_update_sum_to_one_over_its_micro_batches(aggregation: str, samples: list[Sample], budget: int) -> None:
@@ -96,8 +98,16 @@ def test_weights_of_an_update_sum_to_one_over_its_micro_batches(aggregation: str
 def test_one_turn_against_six_weighs_as_documented() -> None:
     turn = Sample((1,), (2, 3), (-1.0, -1.0), 1.0, trajectory=0, group=0)
     samples = [turn] + [Sample((1,), (2, 3), (-1.0, -1.0), 1.0, trajectory=1, group=0)] * 6
-    share = {name: 2 * TrainBatch(samples, name).token_weights()[0] for name in AGGREGATIONS}
+    share = {name: 2 * TrainBatch(samples, name).token_weights()[0] for name in MEANS}
     assert share == pytest.approx({"token": 1 / 7, "sequence": 1 / 7, "trajectory": 1 / 2, "prompt": 1 / 7})
+
+
+@given(samples=sample_lists(), budget=st.integers(1, 80), number=st.integers(1, 8), max_length=st.integers(9, 99))
+@settings(max_examples=30, deadline=None)
+def test_constant_weights_know_the_number_of_turns_and_no_length(samples: list[Sample], budget: int, number: int, max_length: int) -> None:
+    for part in TrainBatch(samples, "constant", max_length).minibatches(number, random.Random(0)):
+        found = [weight for micro in part.micro_batches(budget) for weight in micro.weights.tolist()]
+        assert found == pytest.approx([1 / (len(part.samples) * max_length)] * sum(len(s.response_ids) for s in part.samples))
 
 
 @given(samples=sample_lists(), number=st.integers(1, 8), seed=st.integers(0, 99))
@@ -170,5 +180,8 @@ def test_moving_a_micro_batch_moves_every_tensor() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'mean'.*token, sequence, trajectory, prompt"):
         TrainBatch([], "mean")
+    for wrong in (None, 0):
+        with pytest.raises(ConfigError, match=f"most tokens of a response.*{wrong}"):
+            pack([], Credit([], 0.0, 0), "constant", max_length=wrong)
     with pytest.raises(ConfigError, match="'drop'.*train, mask, penalize"):
         pack([], Credit([], 0.0, 0), truncated="drop")

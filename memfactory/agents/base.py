@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.errors import ConfigError, InfrastructureError, UserError
+from memfactory.common.porting import refuse_old_style
 from memfactory.common.registry import MODULE_REGISTRY, build_options
 from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, stream_key
@@ -65,6 +66,11 @@ class BaseAgent(ABC):
     """The stages this agent's turns can have: what `roles` may name."""
     question_aware = False
     """True if writing needs the question: the memory is then written once for each question."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for method in ("rollout", "inference"):
+            refuse_old_style(cls, method, ("batch_data", "reward_fn"), "An agent is `initial`, `events`, `write` and `read`.")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
         self.tokenizer, self.device = tokenizer, device

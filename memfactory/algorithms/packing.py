@@ -19,7 +19,7 @@ from memfactory.algorithms.credit import Credit
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup
 
-AGGREGATIONS = ("token", "sequence", "trajectory", "prompt")
+AGGREGATIONS = ("token", "sequence", "trajectory", "prompt", "constant")
 TRUNCATED = ("train", "mask", "penalize")
 
 
@@ -64,7 +64,7 @@ class MicroBatch:
     advantages: Tensor
     """[N] float32."""
     weights: Tensor
-    """[N] float32; the weights of one optimizer update sum to 1."""
+    """[N] float32; those of one optimizer update are computed together (`TrainBatch.token_weights`)."""
     samples: list[Sample]
     """The rows' samples, in order."""
 
@@ -80,18 +80,26 @@ class TrainBatch:
 
     samples: list[Sample]
     aggregation: str = "token"
+    max_length: int | None = None
+    """Most tokens that a response may have; only `constant` uses it, and needs it."""
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError(f"Unknown aggregation {self.aggregation!r}. Known: {', '.join(AGGREGATIONS)}.")
+        if self.aggregation == "constant" and (self.max_length is None or self.max_length < 1):
+            raise ConfigError(f"aggregation constant divides by the most tokens of a response, and max_length is {self.max_length!r}.")
 
     def token_weights(self) -> list[float]:
-        """The weight of each token of each sample; all tokens together weigh 1.
+        """The weight of each token of each sample.
 
-        token: all tokens alike (DAPO). sequence: all turns alike, then their tokens. trajectory: all attempts alike,
-        then their tokens. prompt: all groups alike, then their tokens.
+        Four means, whose tokens together weigh 1. token: all tokens alike (DAPO). sequence: all turns alike, then their
+        tokens (GRPO). trajectory: all attempts alike, then their tokens. prompt: all groups alike, then their tokens.
+        One sum: constant, where every token weighs 1 / (turns x max_length) and no length is divided by (Dr. GRPO, arXiv
+        2503.20783); the tokens together weigh mean length / max_length.
         """
         lengths = [len(s.response_ids) for s in self.samples]
+        if self.aggregation == "constant" and self.max_length is not None:
+            return [1 / (len(lengths) * self.max_length) for _ in lengths]
         if self.aggregation == "token":
             return [1 / max(sum(lengths), 1)] * len(lengths)
         unit = {
@@ -113,7 +121,7 @@ class TrainBatch:
         parts: list[list[Sample]] = [[] for _ in range(number)]
         for sample in self.samples:
             parts[part_of[sample.trajectory]].append(sample)
-        return [TrainBatch(part, self.aggregation) for part in parts]
+        return [replace(self, samples=part) for part in parts]
 
     def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
         """Rows of similar length together, each batch at most `token_budget` padded tokens (a longer row goes alone)."""
@@ -149,12 +157,18 @@ def _tensors(samples: list[Sample], weights: list[float]) -> MicroBatch:
 
 
 def pack(
-    groups: list[RolloutGroup], credit: Credit, aggregation: str = "token", truncated: str = "train", truncated_penalty: float = 0.5
+    groups: list[RolloutGroup],
+    credit: Credit,
+    aggregation: str = "token",
+    truncated: str = "train",
+    truncated_penalty: float = 0.5,
+    max_length: int | None = None,
 ) -> TrainBatch:
     """The turns that `credit` pays. Groups without variance are not among them; an attempt at its group's mean is.
 
     `truncated` says what a response cut off at its length limit gets: `train` (its advantage; no end token is ever
     added), `mask` (not trained, but it stays in its group's baseline) or `penalize` (advantage minus the penalty).
+    `max_length` is the most tokens of a response, for the aggregation `constant`.
     """
     if truncated not in TRUNCATED:
         raise ConfigError(f"Unknown policy for truncated responses {truncated!r}. Known: {', '.join(TRUNCATED)}.")
@@ -169,4 +183,4 @@ def pack(
                     continue
                 advantage -= truncated_penalty if truncated == "penalize" else 0.0
             samples.append(Sample(turn.prompt_ids, turn.response_ids, turn.logprobs, advantage, number, group, turn.stage))
-    return TrainBatch(samples, aggregation)
+    return TrainBatch(samples, aggregation, max_length)

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.common.errors import MissingFileError
 
-_NO_MODEL = (
-    "No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
-    "`hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct` and named by MODEL_PATH or --model_name_or_path."
-)
+HUB = {"Qwen3-1.7B": "Qwen/Qwen3-1.7B", "Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507"}
+"""{folder name of the public launchers: repository on the hub}."""
+
+
+def how_to_get(path: str) -> str:
+    """The command that puts a published model at `path`; any other model has an owner to be named."""
+    name = Path(path).name
+    return f"hf download {HUB.get(name, f'OWNER/{name}')} --local-dir {path}"
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -25,7 +29,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model alone, for a caller that has its tokenizer already."""
-    source = _source(path)
+    source = source_of(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
@@ -33,9 +37,18 @@ def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype = torch.fl
     return model.to(device)  # type: ignore[arg-type]
 
 
+def load_config(path: str) -> PretrainedConfig:
+    """A model's configuration alone."""
+    source = source_of(path)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f"The configuration of {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer; one without a padding token pads with its end token."""
-    source = _source(path)
+    source = source_of(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -45,11 +58,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _source(path: str) -> str:
+def source_of(path: str) -> str:
     """What transformers is asked for: a folder that holds a model (`~` expanded), or the hub name as it stands."""
     folder = Path(path).expanduser()
     if looks_local(path) and not (folder / "config.json").is_file():
-        raise MissingFileError(_NO_MODEL.format(path=path))
+        raise MissingFileError(
+            f"No model at {path!r} (no config.json there). The tiny model ships as models/tiny; a published one is fetched with "
+            f"`{how_to_get(path)}` and named by MODEL_PATH or --model_name_or_path."
+        )
     return str(folder) if folder.exists() else path
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.errors import DataError
+from memfactory.common.porting import refuse_old_style
 from memfactory.common.registry import build_options
 from memfactory.common.types import View
 
@@ -25,6 +26,11 @@ class BaseEnv(Dataset, ABC):
     Options: type
     gold_columns: tuple[str, ...] = ("answers", "extra")
     """Columns that must never reach the agent: evaluation plants a text in them and looks for it in every prompt."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        wanted = "compute_reward(predictions, ground_truths, num_generations, **kwargs) returns {stage or 'default': tensor}."
+        refuse_old_style(cls, "compute_reward", ("questions", "llm_client"), wanted)
 
     def __init__(self, data_path: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
         self.data_path, self.tokenizer = Path(data_path), tokenizer

@@ -14,13 +14,13 @@ from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.flags import mapping_of, option
 from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
-from memfactory.engines.load import looks_local
+from memfactory.engines.load import how_to_get, looks_local
 from memfactory.evaluation.jobs import ENGINES, Job
 
 PUBLISHED_MODELS = {
-    "Qwen3-1.7B": ("models/Qwen3-1.7B", "hf download Qwen/Qwen3-1.7B --local-dir models/Qwen3-1.7B"),
+    "Qwen3-1.7B": ("models/Qwen3-1.7B", how_to_get("models/Qwen3-1.7B")),
     "MemoryAgent1.7B": ("output/MemoryAgent1.7B/last", "bash examples/RunMemoryAgent1.7B.sh"),
-    "Qwen3-4B-Instruct": ("models/Qwen3-4B-Instruct", "hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir models/Qwen3-4B-Instruct"),
+    "Qwen3-4B-Instruct": ("models/Qwen3-4B-Instruct", how_to_get("models/Qwen3-4B-Instruct")),
     "MemoryAgent4B": ("output/MemoryAgent4B/last", "bash examples/RunMemoryAgent4B.sh"),
 }
 """{name: (where it lies, how to get it)}: what a bare evaluation looks for."""
@@ -76,7 +76,7 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
             raise MissingFileError(f"--datasets {name}: no such file {path}. {HINT}")
     for path in models.values():
         if config.engine == "hf" and not path.startswith(PREFIX) and looks_local(path) and not (Path(path) / "config.json").is_file():
-            raise MissingFileError(f"--models: no model at {path!r} (no config.json there).")
+            raise MissingFileError(f"--models: no model at {path!r} (no config.json there). Get it: {how_to_get(path)}")
     given: dict[str, Any] = {name: getattr(config, name) for name in ("chunk_size", "max_generate_length")}
     options = {name: value for name, value in given.items() if value is not None} | mapping_of("agent_options", config.agent_options)
     shared = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from memfactory.common.porting import refuse_old_style, samples
 from memfactory.common.registry import build_options
 from memfactory.engines.chat import Session
 
@@ -26,6 +27,11 @@ class BaseModule(ABC):
     """Base of all modules, constructed as `(tokenizer, device="cuda", **kwargs)`; `kwargs` fill the class's `Options`."""
 
     Options: type = NoOptions
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for method in ("rollout", "inference"):
+            refuse_old_style(cls, method, ("batch_data", "reward_fn"), "A module is one coroutine, `async act(self, model, ...)`.")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
         self.tokenizer, self.device = tokenizer, device
@@ -46,3 +52,7 @@ class BaseModule(ABC):
     async def inference(self, model: Session, *args: Any) -> Any:
         """The same without training."""
         return await self.act(model, *args)
+
+
+def __getattr__(name: str) -> Any:
+    return samples(__name__, name)

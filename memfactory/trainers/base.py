@@ -41,7 +41,7 @@ class BaseTrainer(ABC):
         _check_choices(config)
         self.config = config
         self.output_dir = Path(config.output_dir)
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -244,7 +244,8 @@ def required_model(config: TrainConfig) -> str:
     return config.model_name_or_path
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that --device names; one that is not here is an error that says what is."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):

@@ -35,6 +35,8 @@ from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.files import file_hash
+from memfactory.common.porting import renamed
 from memfactory.common.prompts import PROMPTS
 from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
@@ -83,6 +85,7 @@ class MemTrainer(BaseTrainer):
         self.env: BaseEnv = env if env is not None else env_class(config.data_path, tokenizer, **env_options)
         if eval_envs is None:
             named = [spec.rpartition("=") for spec in config.eval_data_path]
+            _refuse_test_set(config.data_path, [path for _, _, path in named])
             eval_envs = {name or path: env_class(path, tokenizer, **env_options) for name, _, path in named}
         self.eval_envs: dict[str, BaseEnv] = eval_envs
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
@@ -276,6 +279,15 @@ def agent_options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None} | config.mapping("agent_options")
 
 
+def _refuse_test_set(training: str | None, held_out: list[str]) -> None:
+    """Training on what is held out makes every later number worthless (the public run_MemAgent.sh did)."""
+    same = [path for path in held_out if file_hash(path) is not None and file_hash(path) == file_hash(training)]
+    if same:
+        raise ConfigError(
+            f"--data_path {training} is the held-out set {same[0]}. Train on another file."
+        )
+
+
 def roles_of(config: TrainConfig, agent: BaseAgent) -> dict[str, str]:
     """Roles by stage; `--train_extraction` and `--train_update` are spellings of two of them."""
     roles = config.mapping("roles")
@@ -288,3 +300,7 @@ def roles_of(config: TrainConfig, agent: BaseAgent) -> dict[str, str]:
             )
         roles[stage] = "policy" if trained else "policy_nograd"
     return roles
+
+
+def __getattr__(name: str) -> Any:
+    renamed(__name__, name, {"MemGRPOTrainer": "it is MemTrainer(config).", "MemGRPOArguments": "it is memfactory.TrainConfig."})
