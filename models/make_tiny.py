@@ -22,7 +22,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memfactory.common.config import TrainConfig
-from memfactory.common.files import write_jsonl
+from memfactory.common.files import write_json, write_jsonl
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations, echo_row
 from memfactory.data.tiny_tokenizer import make_tiny_tokenizer
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
@@ -108,6 +108,8 @@ def export(model: Qwen3ForCausalLM, tokenizer: object, folder: Path) -> None:
     copy.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    # How it is meant to be read: `memfactory eval --models models/tiny` needs no flags.
+    write_json(folder / "memfactory.json", {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from memfactory.cli import guarded, main
+from memfactory.cli import explain, guarded, main
+from memfactory.common.config import TrainConfig
 from memfactory.common.errors import DataError
 from memfactory.common.files import read_json, read_jsonl, write_json
 from memfactory.common.registry import REGISTRIES
@@ -203,18 +205,51 @@ def test_the_command_is_installed(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 
 
+PUBLISHED = {
+    "RunMemoryAgent1.7B.sh": (24, 2500, 6, 6000, 2500, 250, 2),
+    "RunMemoryAgent4B.sh": (24, 2500, 6, 5500, 1500, 250, 2),
+    "run_MemAgent.sh": (12, 2048, 5, 4096, 3072, 1000, 5),
+}
+"""{launcher: gradient accumulation, chunk, chunks, prompt, response, save steps, epochs}, as published."""
+
+
 @pytest.mark.slow
-def test_the_launcher_trains_the_tiny_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_launcher_trains_the_tiny_model_with_the_published_hyper_parameters(tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     paths = {"MODEL_PATH": "models/tiny", "DATA_PATH": "datas/tiny/train.json", "OUTPUT_DIR": str(out)}
-    result = run(["bash", str(ROOT / "examples" / "RunMemoryAgent4B.sh"), "--max_steps", "1"], tmp_path, **paths)
+    result = run(["bash", str(ROOT / "examples" / name), "--max_steps", "1"], tmp_path, **paths)
     assert result.returncode == 0, result.stderr[-3000:]
+    said = result.stdout + result.stderr
+    assert "Memory expected: " in said and "GiB" in said and "its 250 steps are 10 updates" in said
     model, _ = load_model(str(out / "last"))
     (row,) = read_jsonl(out / "metrics.jsonl")
-    assert len(row["reward_values"]) == 24 * 16 and row["kl"] == pytest.approx(0, abs=1e-6)
     config = read_json(out / "last" / "memfactory.json")["config"]
-    assert (config["lr"], config["beta"], config["num_generations"], config["chunk_size"]) == (5e-6, 0.001, 16, 2500)
+    assert len(row["reward_values"]) == config["gradient_accumulation_steps"] * 16 and row["kl"] == pytest.approx(0, abs=1e-6)
+    assert (config["lr"], config["beta"], config["num_generations"], config["batch_size"]) == (5e-6, 0.001, 16, 1)
+    keys = "gradient_accumulation_steps chunk_size max_chunk_number max_prompt_length max_generate_length save_steps epoch".split()
+    assert tuple(config[key] for key in keys) == PUBLISHED[name]
     assert model.config.model_type == "qwen3"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_launcher_trains_on_a_test_set(name: str) -> None:
+    flags = [line for line in (ROOT / "examples" / name).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert not [line for line in flags if "eval_" in line]
+
+
+def test_training_on_the_held_out_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = train(tmp_path)
+    data = arguments[arguments.index("--data_path") + 1]
+    (tmp_path / "copy.json").write_bytes(Path(data).read_bytes())
+    assert main([*arguments, "--eval_data_path", f"dev={tmp_path / 'copy.json'}"]) == 2
+    assert "is the held-out set" in error_of(capsys)
+
+
+def test_a_save_past_the_end_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    explain(TrainConfig(gradient_accumulation_steps=24, save_steps=250), steps=166, updates_per_step=1)
+    assert "250 is past the end" in caplog.text and "its 250 steps are 10 updates" in caplog.text
 
 
 @pytest.mark.slow
@@ -270,12 +305,12 @@ def check_report(out: Path) -> None:
     assert {(row["dataset"], row["model"]) for row in report["results"]} == {(d, m) for d in datasets for m in ("base", "trained")}
     assert {(row["dataset"], row["metric"]) for row in report["paired"]} == {(d, m) for d in datasets for m in ("sampled", "greedy")}
     for row in report["results"]:
-        assert {"n", "k", "avg_at_k", "se", "greedy"} <= set(row) and row["n"] == 4 and 0 <= row["avg_at_k"] <= 1
+        assert row["coverage"] == 1 and {"n", "k", "avg_at_k", "se", "greedy"} <= set(row) and row["n"] == 4 and 0 <= row["avg_at_k"] <= 1
     for row in report["paired"]:
         assert row["ci_low"] <= row["diff"] <= row["ci_high"]
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "trained" in (out / "report.md").read_text(encoding="utf-8")
-    assert len(list((out / "trajectories").glob("*.txt"))) == 6 and checkpoints(out)
+    assert len(list((out / "evaluation").glob("*/*/examples.txt"))) == 6 and checkpoints(out)
     assert [row["step"] for row in read_jsonl(out / "metrics.jsonl")] == [1, 2]
 
 

@@ -268,5 +268,15 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
 
 
 def test_entry_points_of_the_launchers_are_there() -> None:
-    for name in ("examples/train_mem_grpo.py", "examples/RunMemoryAgent4B.sh", "examples/quickstart.sh", "tests/run.sh"):
+    for name in (
+        "examples/train_mem_grpo.py",
+        "examples/RunMemoryAgent1.7B.sh",
+        "examples/RunMemoryAgent4B.sh",
+        "examples/run_MemAgent.sh",
+        "evaluation/evaluate_orchestrator.py",
+        "evaluation/evaluate_worker.py",
+        "evaluation/summarize_results.py",
+        "examples/quickstart.sh",
+        "tests/run.sh",
+    ):
         assert (ROOT / name).is_file(), name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +70,15 @@ def compare(base: Path, model: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     notes: dict[str, None] = {}
     for name in shared:
-        changed = differences(_fingerprint(a[name]), _fingerprint(b[name]))
-        if wrong := [text for text in changed if text.startswith(_MUST_AGREE)]:
-            raise ConfigError(
-                f"{name}: the two were not scored on the same thing: {'; '.join(wrong)}. Evaluate both on the same data and env."
-            )
-        notes |= dict.fromkeys(f"differs besides the model: {text}" for text in changed if not text.startswith("model:"))
+        notes |= dict.fromkeys(f"differs besides the model: {text}" for text in other_differences(a[name], b[name]))
         rows += paired_rows(labels[0], load_scores(a[name]), labels[1], load_scores(b[name]))
     notes |= {f"only one of them was evaluated on {name}, which is left out": None for name in {**a, **b} if name not in shared}
     return rows, list(notes)
 
 
-def _fingerprint(folder: Path) -> Mapping[str, Any]:
-    return read_json(folder / "fingerprint.json")
+def other_differences(base: Path, model: Path) -> list[str]:
+    """What differs between two evaluated data-set folders besides the model; other data or another env raises `ConfigError`."""
+    changed = differences(read_json(base / "fingerprint.json"), read_json(model / "fingerprint.json"))
+    if wrong := [text for text in changed if text.startswith(_MUST_AGREE)]:
+        raise ConfigError(f"{base} and {model} were not scored on the same: {'; '.join(wrong)}. Evaluate both on one data set and env.")
+    return [text for text in changed if not text.startswith("model:")]

@@ -26,6 +26,8 @@ PUBLISHED_MODELS = {
 """{name: (where it lies, how to get it)}: what a bare evaluation looks for."""
 
 PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") for name in ("eval_50", "eval_100", "eval_fwe_16384")}
+PUBLISHED_OPTIONS = {"chunk_size": 2500, "max_generate_length": 2048}
+"""How the published figures were read."""
 
 
 @dataclass
@@ -79,6 +81,8 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
             raise MissingFileError(f"--models: no model at {path!r} (no config.json there). Get it: {how_to_get(path)}")
     given: dict[str, Any] = {name: getattr(config, name) for name in ("chunk_size", "max_generate_length")}
     options = {name: value for name, value in given.items() if value is not None} | mapping_of("agent_options", config.agent_options)
+    if not config.models:
+        options = PUBLISHED_OPTIONS | options  # one way of reading for all of them, whatever they were trained with
     shared = {
         name: getattr(config, name)
         for name in ("agent", "env", "reference", "engine", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import write_json
+from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import Job, load_scores
@@ -68,13 +69,27 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
             scores.setdefault(job.model_name, {})[job.dataset] = load_scores(Path(job.folder))
     if scores:
         results, paired = summary(scores)
-        about = {"failed": failed, "jobs": [asdict(job) for job in jobs]}
-        write_results(Path(config.output_dir), results, paired, about, "# Evaluation")
+        notes = _unlike(jobs)
+        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs]}
+        write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", *notes]))
         console.print(table(results, paired))
+        for note in notes:
+            console.print(f"[yellow]Note:[/] {note}", highlight=False, soft_wrap=True)
         console.print(f"Look at {config.output_dir}/: report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
     for folder, reason in failed.items():
         console.print(f"[bold red]Failed:[/] {folder}: {reason}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _unlike(jobs: Sequence[Job]) -> list[str]:
+    """What else than the model differs between a data set's first model and each other: a comparison should not hide it."""
+    notes = []
+    done = [job for job in jobs if (Path(job.folder) / "job.json").is_file()]
+    for at, job in enumerate(done):
+        first = next(other for other in done if other.dataset == job.dataset)
+        if first is not done[at] and (other := other_differences(Path(first.folder), Path(job.folder))):
+            notes.append(f"{job.dataset}: besides the model, {job.model_name} differs from {first.model_name}: {'; '.join(other)}.")
+    return notes
 
 
 def _places(config: EvalConfig, jobs: int) -> list[str]:

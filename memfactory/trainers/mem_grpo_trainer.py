@@ -252,6 +252,8 @@ class MemTrainer(BaseTrainer):
         for name, env in self.eval_envs.items():
             result = evaluate(self.agent, self.models, env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed)
             metrics |= {f"eval/{name}/sampled": result.avg_at_k.value, f"eval/{name}/greedy": result.greedy_mean.value}
+            if result.coverage < 1:
+                metrics[f"eval/{name}/coverage"] = result.coverage
             if not math.isnan(result.avg_at_k.value):  # a set lost to infrastructure does not decide which checkpoint is best
                 scores.append(result.avg_at_k.value)
         return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
