@@ -8,23 +8,26 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
 from rich.console import Console
+from rich.table import Table
 
 import memfactory.agents
-import memfactory.data.generators.synth_facts
 import memfactory.engines.hf
 import memfactory.engines.scripted
 import memfactory.envs
 import memfactory.trainers.mem_grpo_trainer
 import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
 from memfactory.common.config import TrainConfig, read_config
-from memfactory.common.errors import UserError, unknown_name
-from memfactory.common.flags import parse_flags
+from memfactory.common.errors import InfrastructureError, UserError, unknown_name
+from memfactory.common.flags import option, parse_flags
 from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
+from memfactory.data.build import BuildConfig, build
+from memfactory.data.fetch import PUBLISHED, fetch
 from memfactory.evaluation.compare import compare
 from memfactory.evaluation.config import EvalConfig
 from memfactory.evaluation.orchestrator import evaluate_all
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
-        "train": train, "eval": evaluate, "compare": compare_two, "list": list_parts,
+        "train": train, "eval": evaluate, "compare": compare_two, "data": data, "list": list_parts,
     }  # fmt: skip
 
     def command() -> int | None:
@@ -65,14 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "matplotlib", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in (("httpx", logging.WARNING), ("httpx2", logging.WARNING), ("matplotlib", logging.WARNING), ("asyncio", logging.WARNING),
+                         ("huggingface_hub", logging.ERROR)):  # fmt: skip
+        logging.getLogger(noisy).setLevel(level)
     transformers.utils.logging.disable_progress_bar()
     try:
         return command() or 0
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
+    except InfrastructureError as error:
+        Console(stderr=True).print(f"[bold red]Failed:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
@@ -107,14 +114,40 @@ def evaluate(arguments: Sequence[str]) -> int:
 def compare_two(arguments: Sequence[str]) -> None:
     """`memfactory compare`."""
     if len(arguments) != 2 or any(word.startswith("-") for word in arguments):
-        raise UserError(
-            "memfactory compare takes the folders of two evaluated models, such as output/evaluation/A output/evaluation/B."
-        )
+        raise UserError("memfactory compare takes the folders of two evaluated models, such as output/evaluation/A output/evaluation/B.")
     rows, notes = compare(Path(arguments[0]), Path(arguments[1]))
     console = Console()
     console.print(paired_table(rows))
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def data(arguments: Sequence[str]) -> None:
+    """`memfactory data build NAME ...` and `memfactory data fetch NAME [--folder datas]`."""
+    verb, words = (arguments[0] if arguments else "", list(arguments[1:]))
+    if verb == "build":
+        config, names = parse_flags(BuildConfig, words, "memfactory data build", "memfactory data build NAME --output FILE ...", 1)
+        import_plugins(config.plugins)
+        made = build(replace(config, name=names[0] if names else config.name))
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for label, value in made.rows():
+            table.add_row(label, _escape(value))
+        Console(soft_wrap=True, highlight=False).print(table)
+    elif verb == "fetch":
+        folder, names = parse_flags(FetchConfig, words, "memfactory data fetch", "memfactory data fetch NAME [--folder datas]", 1)
+        if not names:
+            raise UserError(f"memfactory data fetch takes the name of a data set. Known: {', '.join(PUBLISHED)}.")
+        got = fetch(names[0], folder.folder)
+        Console().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
+    else:
+        raise unknown_name("command of memfactory data", verb, ("build", "fetch"))
+
+
+@dataclass
+class FetchConfig:
+    """Options of `memfactory data fetch`."""
+
+    folder: str = option("datas", "Where the file goes.")
 
 
 def slots_of(config: TrainConfig) -> list[str]:

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from memfactory.agents.build import build_agent
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, MissingFileError
-from memfactory.common.files import read_json, write_json
+from memfactory.common.files import looks_local, read_json, write_json
 from memfactory.data.generators.synth_facts import synth_facts
-from memfactory.engines.load import load_model, looks_local
+from memfactory.engines.load import load_model
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
 

@@ -32,6 +32,11 @@ def file_hash(path: str | Path | None) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
+def looks_local(path: str) -> bool:
+    """True for a path; a hub name is `owner/name` with no such folder here."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists() or path.split("/")[0] in ("models", "output")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, with non-ASCII text as it is. NaN is refused: JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

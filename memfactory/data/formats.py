@@ -9,8 +9,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from memfactory.common.errors import ConfigError, DataError, MissingFileError
+from memfactory.common.errors import DataError
 from memfactory.common.files import read_json, read_jsonl
+from memfactory.data.parquet import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -46,22 +47,8 @@ def load_longcontext(path: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> Any:
     if path.suffix == ".parquet":
-        return _parquet(path)
+        return read_parquet(path, HINT)
     return read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise MissingFileError(f"No such file: {path}. {HINT}")
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(f"{path} is a parquet file: reading it needs pyarrow. Run: pip install 'memfactory[parquet]'") from error
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
 
 
 def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.common.errors import MissingFileError
+from memfactory.common.files import looks_local
 
 HUB = {"Qwen3-1.7B": "Qwen/Qwen3-1.7B", "Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507"}
 """{folder name of the public launchers: repository on the hub}."""
@@ -67,11 +68,6 @@ def source_of(path: str) -> str:
             f"`{how_to_get(path)}` and named by MODEL_PATH or --model_name_or_path."
         )
     return str(folder) if folder.exists() else path
-
-
-def looks_local(path: str) -> bool:
-    """True for a path; a hub name is `owner/name` with no such folder here."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists() or path.split("/")[0] in ("models", "output")
 
 
 def model_hash(path: str) -> str:

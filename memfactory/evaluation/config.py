@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.files import looks_local
 from memfactory.common.flags import mapping_of, option
 from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
-from memfactory.engines.load import how_to_get, looks_local
+from memfactory.engines.load import how_to_get
 from memfactory.evaluation.jobs import ENGINES, Job
 
 PUBLISHED_MODELS = {
