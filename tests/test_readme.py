@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memfactory.common.config import read_config
+from memfactory.common.flags import parse_flags
+from memfactory.data.build import BuildConfig, build
+from memfactory.evaluation.config import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8") if README.is_file() else ""
 BLOCK = re.compile(r"^(?P<mark><!--[^\n]*-->\n+)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 TOP_LEVEL = ("examples", "tests", "models", "datas", "evaluation", "docs", "benchmarks", "memfactory")
-MADE_BY_A_RUN = ("output", "models/Qwen", "datas/converted")
+MADE_BY_A_RUN = ("output", "models/Qwen", "datas/converted", "datas/hop_50.json")
 
 pytestmark = [pytest.mark.skipif(not TEXT, reason="there is no README.md"), pytest.mark.usefixtures("forgotten_parts")]
 
@@ -56,12 +60,23 @@ def test_a_command_names_files_that_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize("words", [w for w in commands() if w[0] == "memfactory"], ids=" ".join)
-def test_a_memfactory_command_parses(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_memfactory_command_parses(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from memfactory import cli
 
     monkeypatch.chdir(ROOT)
     if words[1] == "train":
         assert read_config(words[2:])
+    elif words[1] == "eval":
+        config, _ = parse_flags(EvalConfig, words[2:], "memfactory eval")
+        assert config.models and all(Path(spec.rpartition("=")[2]).exists() or "output/" in spec for spec in config.models)
+    elif words[1] == "compare":
+        assert len(words) == 4
+    elif words[1:3] == ["data", "build"]:
+        config, names = parse_flags(BuildConfig, words[3:], "memfactory data build", positional=1)
+        report = build(replace(config, name=names[0], number=2, output=str(tmp_path / "out.json")))
+        assert report.number == 2
     else:
         assert cli.main(words[1:]) == 0, capsys.readouterr().err
 
@@ -69,7 +84,7 @@ def test_a_memfactory_command_parses(words: list[str], monkeypatch: pytest.Monke
 def test_flags_named_in_the_text_exist() -> None:
     text = BLOCK.sub("", TEXT)
     named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--([a-zA-Z_]\w*)", code)}
-    known = {"fresh", "all", "help", "import", *read_config([]).to_dict()}
+    known = {"fresh", "all", "help", "import", *read_config([]).to_dict(), *(field.name for field in fields(EvalConfig))}
     assert not named - known
 
 
@@ -81,6 +96,16 @@ def test_a_python_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
     namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
     exec(compile(blocks("python")[number], f"README.md, Python block {number + 1}", "exec"), namespace)
+
+
+def test_the_chinese_readme_has_the_same_commands_code_and_figures() -> None:
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    fences = {name: [re.sub(r"\s*#.*", "", m["body"]) for m in BLOCK.finditer(text)] for name, text in (("en", TEXT), ("zh", chinese))}
+    assert fences["en"] == fences["zh"]
+    figures = {name: re.findall(r"[+-]?\d*\.\d{3,4}", BLOCK.sub("", text)) for name, text in (("en", TEXT), ("zh", chinese))}
+    assert figures["en"] == figures["zh"]
+    links = {name: sorted(re.findall(r"\]\(([^)\s]+)\)", text)) for name, text in (("en", TEXT), ("zh", chinese))}
+    assert [link for link in links["en"] if link != "README.zh-CN.md"] == [link for link in links["zh"] if link != "README.md"]
 
 
 def test_links_to_files_lead_somewhere() -> None:
