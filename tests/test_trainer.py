@@ -245,7 +245,7 @@ def test_the_reference_stays_the_base_model(grpo: Callable[..., MemTrainer], fol
     assert trainer.reference is not None
     for step in range(3):
         rollout = trainer._rollout()
-        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch):
+        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, True):
             with torch.no_grad():
                 assert micro.ref is not None and torch.equal(response_logprobs(base.eval(), micro)[0], micro.ref)
         trainer.training_step()

@@ -41,7 +41,19 @@ def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, 
 
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """fp32 logits [N, V] of the trained positions of a micro-batch on the model's device."""
-    return logits_at(model, (micro.rows, micro.cols), {"input_ids": micro.ids, "use_cache": False})
+    inputs: dict[str, Any] = {"input_ids": micro.ids, "use_cache": False}
+    if micro.hidden is not None:
+        device = micro.ids.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+        # Additive: a boolean 4-D mask is silently wrong under eager attention.
+        mask = torch.zeros(micro.hidden.shape, dtype=dtype, device=micro.ids.device).masked_fill_(micro.hidden, torch.finfo(dtype).min)
+        inputs |= {"position_ids": micro.positions, "attention_mask": mask}
+    return logits_at(model, (micro.rows, micro.cols), inputs)
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """True if the model's attention takes a mask of its own: the fast kernels of GPUs do not."""
+    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
 def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 One denominator is computed for a whole optimizer update before its first backward pass and is divided into the weights,
 so the gradient is the same for any micro-batch size. Rows are padded on the right under causal
-attention: what is past a row's end cannot reach it, and no mask is needed.
+attention: what is past a row's end cannot reach it, and no mask is needed. Short turns with equal prompts may share a row, which holds
+the prompt once; each response then sees the prompt and itself, at the positions it would have alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from memfactory.common.types import RolloutGroup
 
 AGGREGATIONS = ("token", "sequence", "trajectory", "prompt", "constant")
 TRUNCATED = ("train", "mask", "penalize")
+
+SHARED_WIDTH = 512
+"""No shared row is longer: its mask has one number per pair of tokens, and no fast attention kernel takes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """R rows of width W, of which N tokens are trained."""
+    """R rows of width W, of which N tokens are trained: those of `samples`, in order."""
 
     ids: Tensor
     """[R, W] int64, padded on the right with 0."""
@@ -66,11 +70,18 @@ class MicroBatch:
     weights: Tensor
     """[N] float32; those of one optimizer update are computed together (`TrainBatch.token_weights`)."""
     samples: list[Sample]
-    """The rows' samples, in order."""
+    """The samples, row by row."""
+    positions: Tensor | None = None
+    """[R, W] each token's position in its turn, if a row holds several turns."""
+    hidden: Tensor | None = None
+    """[R, 1, W, W] bool: the columns that a token may not see, if a row holds several turns."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights")}
+        tensors = {
+            name: getattr(self, name)
+            for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights", "positions", "hidden")
+        }
         return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})  # type: ignore[arg-type]
 
 
@@ -123,37 +134,75 @@ class TrainBatch:
             parts[part_of[sample.trajectory]].append(sample)
         return [replace(self, samples=part) for part in parts]
 
-    def micro_batches(self, token_budget: int) -> Iterator[MicroBatch]:
-        """Rows of similar length together, each batch at most `token_budget` padded tokens (a longer row goes alone)."""
+    def micro_batches(self, token_budget: int, share_prompts: bool = False) -> Iterator[MicroBatch]:
+        """Rows of similar length together, each batch at most `token_budget` padded tokens (a longer row goes alone).
+
+        `share_prompts`: turns with equal prompts share rows of at most SHARED_WIDTH tokens.
+        """
         weights = self.token_weights()
-        order = sorted(range(len(self.samples)), key=lambda at: (-len(self.samples[at]), at))
+        rows = self._shared_rows(min(token_budget, SHARED_WIDTH)) if share_prompts else [[at] for at in range(len(self.samples))]
+        lengths = [self._length(row) for row in rows]
+        order = sorted(range(len(rows)), key=lambda at: (-lengths[at], at))
         at = 0
         while at < len(order):
-            width = len(self.samples[order[at]])
-            chosen = order[at : at + max(1, token_budget // width)]
-            yield _tensors([self.samples[n] for n in chosen], [weights[n] for n in chosen])
+            chosen = order[at : at + max(1, token_budget // lengths[order[at]])]
+            yield _tensors([[(self.samples[n], weights[n]) for n in rows[row]] for row in chosen], lengths[order[at]])
             at += len(chosen)
 
+    def _length(self, row: list[int]) -> int:
+        return len(self.samples[row[0]].prompt_ids) + sum(len(self.samples[at].response_ids) for at in row)
 
-def _tensors(samples: list[Sample], weights: list[float]) -> MicroBatch:
-    ids = torch.zeros(len(samples), max(map(len, samples)), dtype=torch.int64)
+    def _shared_rows(self, width: int) -> list[list[int]]:
+        """Samples with equal prompts together, as many as `width` tokens hold."""
+        rows: list[list[int]] = []
+        last: dict[tuple[int, ...], list[int]] = {}
+        for at, sample in enumerate(self.samples):
+            row = last.get(sample.prompt_ids)
+            if row is None or self._length([*row, at]) > width:
+                row = last[sample.prompt_ids] = []
+                rows.append(row)
+            row.append(at)
+        return rows
+
+
+def _tensors(rows_of: list[list[tuple[Sample, float]]], width: int) -> MicroBatch:
+    """One micro-batch of rows that hold (sample, weight of its tokens)."""
+    ids, positions, turn = (torch.zeros(len(rows_of), width, dtype=torch.int64) for _ in range(3))
     rows, cols, targets, old, ref, advantages, weight = [], [], [], [], [], [], []  # type: ignore[var-annotated]
-    for row, sample in enumerate(samples):
-        number, start = len(sample.response_ids), len(sample.prompt_ids)
-        ids[row, : len(sample)] = torch.tensor(sample.prompt_ids + sample.response_ids)
-        rows += [row] * number
-        cols += range(start - 1, start - 1 + number)
-        targets += sample.response_ids
-        old += sample.old_logprobs
-        ref += sample.ref_logprobs or ()
-        advantages += [sample.advantage] * number
-        weight += [weights[row]] * number
+    for row, members in enumerate(rows_of):
+        prompt = members[0][0].prompt_ids
+        start = end = len(prompt)
+        ids[row, :start] = torch.tensor(prompt)
+        positions[row, :start] = torch.arange(start)
+        for number, (sample, share) in enumerate(members):
+            length = len(sample.response_ids)
+            ids[row, end : end + length] = torch.tensor(sample.response_ids)
+            positions[row, end : end + length] = torch.arange(start, start + length)
+            turn[row, end : end + length] = number + 1
+            rows += [row] * length
+            cols += [start - 1, *range(end, end + length - 1)]
+            targets += sample.response_ids
+            old += sample.old_logprobs
+            ref += sample.ref_logprobs or ()
+            advantages += [sample.advantage] * length
+            weight += [share] * length
+            end += length
+    samples = [sample for members in rows_of for sample, _ in members]
+    shared = len(samples) > len(rows_of)
     has_ref = samples[0].ref_logprobs is not None
     return MicroBatch(
         ids, torch.tensor(rows), torch.tensor(cols), torch.tensor(targets), torch.tensor(old, dtype=torch.float32),
         torch.tensor(ref, dtype=torch.float32) if has_ref else None,
         torch.tensor(advantages, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32), samples,
+        positions if shared else None, _hidden(turn) if shared else None,
     )  # fmt: skip
+
+
+def _hidden(turn: Tensor) -> Tensor:
+    """[R, 1, W, W] from the turn of each token [R, W] (0: the prompt): what comes later, and other turns' responses."""
+    later = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool).triu(1)
+    other = (turn[:, None, :] != turn[:, :, None]) & (turn[:, None, :] != 0)
+    return (later | other)[:, None]
 
 
 def pack(

@@ -95,6 +95,7 @@ class TrainConfig:
     lr_schedule: str = _option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
     max_grad_norm: float = _option(1.0, "Gradient-norm clip; 0 switches it off.")
     tokens_per_micro_batch: int = _option(16384, "Most padded tokens in one forward and backward pass.")
+    share_prompts: bool = _option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
     gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass.")
     bf16: bool | None = _option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 

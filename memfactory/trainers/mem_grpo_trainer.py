@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
 from memfactory.algorithms.credit import assign_credit, paid_stages, without_errors
-from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs, without_dropout
+from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs, without_dropout
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
 from memfactory.common.config import TrainConfig
@@ -92,6 +92,7 @@ class MemTrainer(BaseTrainer):
         loss = LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
+        self._shares_prompts = config.share_prompts and can_share_prompts(self.model)
         self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
@@ -169,7 +170,7 @@ class MemTrainer(BaseTrainer):
         rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
         rewards = self._checked(without_errors(rewards, trajectories))
         credit = assign_credit(groups, rewards, self._normalize, config.credit)
-        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty)
+        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
         averages = Averages()
         if config.old_logprobs == "frozen":
             data = self._recomputed(data, averages, measure=True)
@@ -203,7 +204,7 @@ class MemTrainer(BaseTrainer):
         filled: dict[int, Sample] = {}
         place = {id(sample): at for at, sample in enumerate(samples)}
         with evaluating(model):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch):
+            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self._shares_prompts):
                 with autocast(self.device, self.bf16):
                     values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -215,7 +216,7 @@ class MemTrainer(BaseTrainer):
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch):
+        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self._shares_prompts):
             micro = micro.to(self.device)
             with autocast(self.device, self.bf16):
                 logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
