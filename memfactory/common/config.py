@@ -8,22 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
-
-
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its help text, which `--help` prints."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
-    return field(default=default, metadata={"help": text, **metadata})
-
+from memfactory.common.flags import FlagParser, mapping_of, option
 
 _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
 
@@ -41,83 +33,81 @@ class TrainConfig:
     """Options of `memfactory train`. One *step* is one rollout batch of `batch_size * gradient_accumulation_steps` examples."""
 
     # What
-    trainer: str = _option("mem_grpo", "Which trainer: a key of TRAINER_REGISTRY.")
-    model_name_or_path: str | None = _option(None, "Model folder or hub name to start from. Required.")
-    data_path: str | None = _option(None, "Training data: a JSON list in the env's format (mem_sft: a JSONL of turns). Required.")
-    eval_data_path: list[str] = _option([], "Held-out data sets, each PATH or NAME=PATH.")
-    output_dir: str = _option("output/run", "Where checkpoints, metrics and curves go.")
-    agent_type: str = _option("memagent", "Which agent: a key of AGENT_REGISTRY. Its slots are flags too: --SLOT module.")
-    env_type: str = _option("longcontext", "Which env: a key of ENV_REGISTRY.")
-    agent_options: str = _option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
-    env_options: str = _option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
-    roles: str = _option(
-        "{}", "Who answers each stage, {stage: policy | policy_nograd | reference | api:NAME}: JSON, or a mapping in YAML."
-    )
-    plugins: list[str] = _option([], "Python files or modules that register your own parts.", aliases=["--import"])
+    trainer: str = option("mem_grpo", "Which trainer: a key of TRAINER_REGISTRY.")
+    model_name_or_path: str | None = option(None, "Model folder or hub name to start from. Required.")
+    data_path: str | None = option(None, "Training data: a JSON list in the env's format (mem_sft: a JSONL of turns). Required.")
+    eval_data_path: list[str] = option([], "Held-out data sets, each PATH or NAME=PATH.")
+    output_dir: str = option("output/run", "Where checkpoints, metrics and curves go.")
+    agent_type: str = option("memagent", "Which agent: a key of AGENT_REGISTRY. Its slots are flags too: --SLOT module.")
+    env_type: str = option("longcontext", "Which env: a key of ENV_REGISTRY.")
+    agent_options: str = option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
+    env_options: str = option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
+    roles: str = option("{}", "Who answers each stage, {stage: policy | policy_nograd | reference | api:NAME}: JSON, or a mapping in YAML.")
+    plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     # Rollout
-    batch_size: int = _option(1, "Examples per rollout batch, before gradient_accumulation_steps multiplies them.")
-    gradient_accumulation_steps: int = _option(1, "Multiplies batch_size: all these examples are rolled out together.")
-    num_generations: int = _option(8, "Attempts per example (G), the group that rewards are compared in.")
-    temperature: float = _option(1.0, "Sampling temperature; the log-probs of training use it too.")
-    chunk_size: int | None = _option(None, "Tokens of text per reading turn (memagent).")
-    max_chunk_number: int | None = _option(None, "Most chunks in training; longer texts lose their middle (counted).")
-    max_prompt_length: int | None = _option(None, "Most tokens of any prompt; an example over it is left out and counted.")
-    max_generate_length: int | None = _option(None, "Most tokens sampled in a turn.")
-    train_extraction: bool | None = _option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
-    train_update: bool | None = _option(None, "Role of the stage update: True is policy, False policy_nograd.")
-    engine_slots: int = _option(192, "Most requests that decode together.")
+    batch_size: int = option(1, "Examples per rollout batch, before gradient_accumulation_steps multiplies them.")
+    gradient_accumulation_steps: int = option(1, "Multiplies batch_size: all these examples are rolled out together.")
+    num_generations: int = option(8, "Attempts per example (G), the group that rewards are compared in.")
+    temperature: float = option(1.0, "Sampling temperature; the log-probs of training use it too.")
+    chunk_size: int | None = option(None, "Tokens of text per reading turn (memagent).")
+    max_chunk_number: int | None = option(None, "Most chunks in training; longer texts lose their middle (counted).")
+    max_prompt_length: int | None = option(None, "Most tokens of any prompt; an example over it is left out and counted.")
+    max_generate_length: int | None = option(None, "Most tokens sampled in a turn.")
+    train_extraction: bool | None = option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
+    train_update: bool | None = option(None, "Role of the stage update: True is policy, False policy_nograd.")
+    engine_slots: int = option(192, "Most requests that decode together.")
 
     # Credit and loss
-    advantage: str = _option("mean", "Normalisation within a group: mean, std or leave_one_out.")
-    credit: str = _option("trajectory", "Which turns are paid: trajectory (all) or final_turn (an ablation).")
-    loss: str = _option("grpo", "Which loss: a key of LOSS_REGISTRY.")
-    aggregation: str = _option("token", "What weighs alike: token, sequence (turn), trajectory, prompt, or constant (Dr. GRPO).")
-    clip_low: float = _option(0.2, "The ratio is clipped below at 1 - clip_low.")
-    clip_high: float = _option(0.2, "The ratio is clipped above at 1 + clip_high.")
-    dual_clip: float = _option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
-    beta: float = _option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
-    truncated: str = _option("train", "What a response cut off at its limit gets: train, mask or penalize.")
-    truncated_penalty: float = _option(0.5, "Taken from the advantage of truncated turns under penalize.")
-    old_logprobs: str = _option(
+    advantage: str = option("mean", "Normalisation within a group: mean, std or leave_one_out.")
+    credit: str = option("trajectory", "Which turns are paid: trajectory (all) or final_turn (an ablation).")
+    loss: str = option("grpo", "Which loss: a key of LOSS_REGISTRY.")
+    aggregation: str = option("token", "What weighs alike: token, sequence (turn), trajectory, prompt, or constant (Dr. GRPO).")
+    clip_low: float = option(0.2, "The ratio is clipped below at 1 - clip_low.")
+    clip_high: float = option(0.2, "The ratio is clipped above at 1 + clip_high.")
+    dual_clip: float = option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
+    beta: float = option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
+    truncated: str = option("train", "What a response cut off at its limit gets: train, mask or penalize.")
+    truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.")
+    old_logprobs: str = option(
         "sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation)."
     )
-    num_minibatches: int = _option(1, "Optimizer updates per pass over a rollout batch.")
-    num_iterations: int = _option(1, "Passes over a rollout batch.")
+    num_minibatches: int = option(1, "Optimizer updates per pass over a rollout batch.")
+    num_iterations: int = option(1, "Passes over a rollout batch.")
 
     # Optimizer
-    optimizer: str = _option("adamw", "adamw, or muon (hidden matrices by Muon, the rest by AdamW).")
-    lr: float = _option(1e-6, "Peak learning rate.")
-    weight_decay: float = _option(0.01, "Decay of the hidden matrices.")
-    adam_beta1: float = _option(0.9, "AdamW's first beta.")
-    adam_beta2: float = _option(0.99, "AdamW's second beta.")
-    warmup_updates: int = _option(10, "Optimizer updates of linear warm-up.")
-    lr_schedule: str = _option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
-    max_grad_norm: float = _option(1.0, "Gradient-norm clip; 0 switches it off.")
-    tokens_per_micro_batch: int = _option(16384, "Most padded tokens in one forward and backward pass.")
-    share_prompts: bool = _option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
-    gradient_checkpointing: bool = _option(False, "Recompute activations in the backward pass.")
-    bf16: bool | None = _option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
+    optimizer: str = option("adamw", "adamw, or muon (hidden matrices by Muon, the rest by AdamW).")
+    lr: float = option(1e-6, "Peak learning rate.")
+    weight_decay: float = option(0.01, "Decay of the hidden matrices.")
+    adam_beta1: float = option(0.9, "AdamW's first beta.")
+    adam_beta2: float = option(0.99, "AdamW's second beta.")
+    warmup_updates: int = option(10, "Optimizer updates of linear warm-up.")
+    lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
+    max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
+    tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
+    share_prompts: bool = option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass.")
+    bf16: bool | None = option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 
     # Run
-    epoch: int = _option(1, "Passes over the training data; max_steps, if given, decides instead.")
-    max_steps: int | None = _option(None, "Stop after this many steps (rollout batches).")
-    max_cpu_minutes: float | None = _option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
-    seed: int = _option(0, "Seed of data order and of every random stream.")
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N.")
-    threads: int = _option(0, "CPU threads of torch; 0 leaves torch's choice.")
-    eval_steps: int = _option(0, "Held-out check every so many steps; 0: none.")
-    eval_samples: int = _option(64, "Examples of each held-out set in a check; 0 is all.")
-    eval_k: int = _option(1, "Sampled attempts per example in a check, beside the greedy one.")
-    save_steps: int = _option(50, "Checkpoint every so many steps; one is always saved at the end.")
-    save_total_limit: int = _option(2, "Checkpoints kept, beside the best and the last.")
-    resume: bool = _option(False, "Go on from the last checkpoint in output_dir, if there is one.")
-    report_to: list[str] = _option([], "Trackers beside metrics.jsonl: keys of TRACKER_REGISTRY, such as swanlab.")
-    wandb_name: str | None = _option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
+    epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.")
+    max_steps: int | None = option(None, "Stop after this many steps (rollout batches).")
+    max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
+    seed: int = option(0, "Seed of data order and of every random stream.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice.")
+    eval_steps: int = option(0, "Held-out check every so many steps; 0: none.")
+    eval_samples: int = option(64, "Examples of each held-out set in a check; 0 is all.")
+    eval_k: int = option(1, "Sampled attempts per example in a check, beside the greedy one.")
+    save_steps: int = option(50, "Checkpoint every so many steps; one is always saved at the end.")
+    save_total_limit: int = option(2, "Checkpoints kept, beside the best and the last.")
+    resume: bool = option(False, "Go on from the last checkpoint in output_dir, if there is one.")
+    report_to: list[str] = option([], "Trackers beside metrics.jsonl: keys of TRACKER_REGISTRY, such as swanlab.")
+    wandb_name: str | None = option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
 
     def __post_init__(self) -> None:
         for name in _MAPPINGS:
-            setattr(self, name, json.dumps(_mapping(name, getattr(self, name)), sort_keys=True))
+            setattr(self, name, json.dumps(mapping_of(name, getattr(self, name)), sort_keys=True))
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
@@ -133,7 +123,7 @@ class TrainConfig:
 
     def mapping(self, name: str) -> dict[str, Any]:
         """`agent_options`, `env_options` or `roles` as a mapping."""
-        return _mapping(name, getattr(self, name))
+        return mapping_of(name, getattr(self, name))
 
     @property
     def examples_per_step(self) -> int:
@@ -152,25 +142,7 @@ class TrainConfig:
         return [f"{name}: {old[name]!r} -> {value!r}" for name, value in self.to_dict().items() if name not in free and old[name] != value]
 
 
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"--{name} {value!r} is not JSON: {error}. Example: --{name} '{{\"key\": 1}}'.") from error
-    if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"--{name} must be a mapping, got {value!r}.")
-    return dict(value or {})
-
-
 USAGE = "memfactory train [CONFIG.yaml] [--flag value ...]     flags win over the file"
-
-
-class _Parser(HfArgumentParser):
-    """argparse whose complaints are ours: one message, no page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[0].upper()}{message[1:]}. `memfactory train --help` explains the flags.")
 
 
 SlotsOf = Callable[[TrainConfig], Iterable[str]]
@@ -189,7 +161,7 @@ def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None) -> Tr
     if file is not None:
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
         arguments = [*_yaml_flags(Path(file), known), *arguments]
-    parser = _Parser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = FlagParser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     slots = list(slots_of(config)) if extra and slots_of else []
     left = _take_slots(config, list(map(str, extra)), slots)
