@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from memfactory.cli import explain, guarded
 from memfactory.common.config import TrainConfig, read_config
+from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_json, read_jsonl
 from memfactory.evaluation.config import slug
 from memfactory.evaluation.harness import Scores
@@ -97,5 +98,12 @@ def main() -> None:
     console.print(f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, evaluation/, last/ (the model).")
 
 
+def started() -> None:
+    try:
+        main()
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or start over: bash examples/quickstart.sh --fresh") from error
+
+
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(guarded(started))

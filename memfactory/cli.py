@@ -43,7 +43,7 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
   memfactory list [--import my_parts.py ...]              what is registered
 
-train, eval and list take --import FILE.py (or a module) to make your own parts known."""
+train, eval, data build and list take --import FILE.py (or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,14 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy, level in (("httpx", logging.WARNING), ("httpx2", logging.WARNING), ("matplotlib", logging.WARNING), ("asyncio", logging.WARNING),
-                         ("huggingface_hub", logging.ERROR)):  # fmt: skip
-        logging.getLogger(noisy).setLevel(level)
+    for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         return command() or 0
     except UserError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        Console(stderr=True).print(f"[bold red]Error:[/] {_escape(f'{error.strerror or error}{where}')}", highlight=False, soft_wrap=True)
         return 2
     except InfrastructureError as error:
         Console(stderr=True).print(f"[bold red]Failed:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
@@ -140,7 +143,7 @@ def data(arguments: Sequence[str]) -> None:
         got = fetch(names[0], folder.folder)
         Console().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
     else:
-        raise unknown_name("command of memfactory data", verb, ("build", "fetch"))
+        raise UserError(f"memfactory data takes build or fetch, not {verb!r}. `memfactory data build --help` explains the flags.")
 
 
 @dataclass

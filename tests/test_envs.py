@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
-from memfactory.common.errors import DataError, MissingFileError, UnknownNameError
+from memfactory.agents.memory_agent import MemoryAgent
+from memfactory.common.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from memfactory.common.files import write_jsonl
+from memfactory.common.types import Messages, View
 from memfactory.data.formats import load_longcontext
+from memfactory.engines.chat import Models
+from memfactory.engines.scripted import ScriptedChat
 from memfactory.envs.longcontext import LongcontextEnv
+from memfactory.evaluation.harness import evaluate
+from memfactory.evaluation.jobs import Job, run_job
+from memfactory.evaluation.ledger import read_attempts
 
 ROW = {"context": "The capital of Peru is a city.", "input": "Which city?", "answers": ["Lima"]}
 PUBLIC = Path(__file__).parents[2] / "shared" / "benchdata" / "memagent" / "derived_eval_50.json"
@@ -173,3 +182,142 @@ def test_the_published_evaluation_file_loads() -> None:
     golds = env.collate_fn([env[n] for n in range(32)])
     perfect = [f"\\boxed{{{answers[-1]}}}" for answers in golds["answers"]]
     assert env.compute_reward({"answer": perfect}, golds, 1)["default"].tolist() == [1.0] * 32
+
+
+# Published forms, and what their files give
+
+FWE = {"index": 0, "input": "Most frequent?", "context": "a b b", "outputs": ["b", "a"], "answer_prefix": " Answer:", "length": None}
+MEMAGENT_ROW = {
+    "data_source": "hotpotqa", "prompt": [{"role": "user", "content": "Which city?"}], "context": "Document 1:\nPeru\nIts capital is Lima.",
+    "ability": "memory", "reward_model": {"style": "rule", "ground_truth": ["Lima"]},
+    "extra_info": {"index": 3, "question": "Which city is it?", "num_docs": 1},
+}  # fmt: skip
+
+
+def test_rulers_outputs_are_all_asked_for_and_paid_by_their_share(tmp_path: Path) -> None:
+    env = env_of(tmp_path, [FWE, ROW])
+    assert [(e["match"], e["answers"]) for e in env.examples] == [("all", ["b", "a"]), ("any", ["Lima"])]
+    assert env[0]["extra"] == {"index": 0, "answer_prefix": " Answer:", "length": None}
+    rewards = env.compute_reward({"answer": ["only B", "Puno", "b, a", "\\boxed{lima}"]}, env.collate_fn([env[0], env[1]]), 2)
+    assert rewards["default"].tolist() == [0.5, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        (ROW | {"match": "all"}, "all"),
+        (FWE | {"match": "any"}, "any"),
+        (ROW | {"outputs": ["x"]}, "any"),
+        (FWE | {"outputs": "b"}, "all"),
+    ],
+)
+def test_match_says_whether_one_gold_answer_is_enough(tmp_path: Path, row: dict, match: str) -> None:
+    (example,) = load_longcontext(write(tmp_path, [row]))
+    assert example["match"] == match and "match" not in example["extra"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (ROW | {"match": "some"}, ["`match` must be one of any, all", "'some'"]),
+        (ROW | {"match": None}, ["`match` must be one of any, all"]),
+        (FWE | {"outputs": []}, ["`outputs`", "[]"]),
+        (FWE | {"outputs": ["a", ""]}, ["`outputs`"]),
+        (ROW | {"context": [4, 17, 9]}, ["document numbers", "smaller set"]),
+        ({"context": "c", "prompt": [], "reward_model": {"ground_truth": "a"}, "extra_info": {}}, ["`extra_info.question`"]),
+        (MEMAGENT_ROW | {"reward_model": {"style": "rule"}}, ["`reward_model.ground_truth`", "None"]),
+        (MEMAGENT_ROW | {"reward_model": None}, ["`answers`", "None"]),
+    ],
+)
+def test_a_record_of_a_published_form_that_is_wrong_is_named(tmp_path: Path, row: dict, says: list[str]) -> None:
+    with pytest.raises(DataError) as error:
+        load_longcontext(write(tmp_path, [ROW, row]))
+    assert all(text in str(error.value) for text in ["data.json, record 1", *says])
+
+
+def test_an_empty_list_for_a_context_is_not_called_document_numbers(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load_longcontext(write(tmp_path, [ROW | {"context": []}]))
+    assert "document numbers" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "question", "golds"),
+    [
+        ({}, "Which city is it?", ["Lima"]),
+        ({"extra_info": {"index": 3, "question": None}}, "Which city?", ["Lima"]),
+        ({"reward_model": {"style": "rule", "ground_truth": "Lima"}}, "Which city is it?", ["Lima"]),
+    ],
+)
+def test_memagents_parquet_loads_like_its_json(tmp_path: Path, change: dict, question: str, golds: list[str]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([MEMAGENT_ROW | change]), tmp_path / "train.parquet")
+    env = LongcontextEnv(str(tmp_path / "train.parquet"))
+    assert (env[0]["question"], env[0]["answers"], env[0]["match"]) == (question, golds, "any")
+    assert env[0]["context"] == MEMAGENT_ROW["context"] and "reward_model" not in env[0]["extra"]
+    assert "Lima" in env[0]["context"] and env.observe(env[0]).questions == (question,)
+
+
+def test_a_parquet_file_that_is_none_is_a_data_error(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="train.parquet is not a"):
+        load_longcontext(tmp_path / "train.parquet")
+    with pytest.raises(MissingFileError, match="memfactory data fetch"):
+        load_longcontext(tmp_path / "absent.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'memfactory\[parquet\]'"):
+        load_longcontext(tmp_path / "train.parquet")
+
+
+PUBLISHED = [(PUBLIC, 32, "any"), (PUBLIC.with_name("derived_eval_fwe_16384.json"), 8, "all")]
+MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny"
+
+
+def published(path: Path) -> LongcontextEnv:
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not here")
+    return LongcontextEnv(str(path))
+
+
+@pytest.mark.parametrize(("path", "number", "match"), PUBLISHED, ids=["hotpotqa", "fwe"])
+def test_a_published_file_scores_gold_as_right_and_nothing_as_wrong(
+    path: Path, number: int, match: str, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    env = published(path)
+    assert len(env) == number and {example["match"] for example in env.examples} == {match}
+    gold = {example["question"] + example["context"][:200]: example["answers"] for example in env.examples}
+
+    class Knows(MemoryAgent):
+        """Keeps the beginning of the text in mind and answers by heart."""
+
+        def events(self, view: View) -> list[str]:
+            return [view.context[:200]]
+
+    def right(messages: Messages, stage: str) -> str:
+        text = messages[0]["content"]
+        if stage == "memory":
+            return text.split("<section>\n")[1].split("\n</section>")[0]
+        question, memory = text.split("<problem>\n")[1].split("\n</problem>")[0], text.split("<memory>\n")[1].split("\n</memory>")[0]
+        found = next((golds for key, golds in gold.items() if key.startswith(question) and memory.strip() and memory.strip() in key), [])
+        return f"It is \\boxed{{{', '.join(found)}}}."
+
+    agent = Knows(tiny_tokenizer, "cpu")
+    assert evaluate(agent, Models({"policy": ScriptedChat(right)}), env, name="p", k=1).avg_at_k.value >= 0.99
+    for nothing in ("", "\\boxed{}", "I do not know."):
+        assert evaluate(agent, Models({"policy": ScriptedChat(lambda m, s, n=nothing: n)}), env, name="p", k=1).avg_at_k.value == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "number", "match"), PUBLISHED, ids=["hotpotqa", "fwe"])
+def test_the_tiny_model_reads_a_published_file_to_its_end(path: Path, number: int, match: str, tmp_path: Path) -> None:
+    published(path)
+    options = {"chunk_size": 300, "max_generate_length": 4}
+    scores = run_job(Job("tiny", str(MODEL), "p", str(path), str(tmp_path / "out"), k=0, limit=1, agent_options=options, device="cpu"))
+    (attempt,) = read_attempts(tmp_path / "out")
+    assert attempt.error is None and scores.coverage == 1 and attempt.turns > 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
@@ -21,11 +22,13 @@ from memfactory.common.errors import ConfigError, InfrastructureError, UserError
 from memfactory.common.porting import refuse_old_style
 from memfactory.common.registry import MODULE_REGISTRY, build_options
 from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
-from memfactory.engines.base import event_loop, stream_key
+from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import Models, Session
 
 T = TypeVar("T")
+
+_UNSET = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,15 @@ class BaseAgent(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """All options with their values, those of the slots nested: what the constructor takes to make this agent again."""
-        slots = {slot: getattr(self, slot) for slot in self.slots}
-        nested = {slot: {"type": MODULE_REGISTRY.name_of(type(module)), **asdict(module.options)} for slot, module in slots.items()}
+        """All options with their values, those of the slots nested: what the constructor takes to make this agent again.
+
+        What a slot has from the agent's own options is left out there, so that it still follows them when they are changed.
+        """
+        nested = {}
+        for slot in self.slots:
+            module, handed = getattr(self, slot), self.slot_options(slot)
+            own = {name: value for name, value in asdict(module.options).items() if handed.get(name, _UNSET) != value}
+            nested[slot] = {"type": MODULE_REGISTRY.name_of(type(module)), **own}
         return asdict(self.options) | nested
 
     # What an author writes
@@ -188,6 +197,10 @@ class BaseAgent(ABC):
         At most `in_flight` run together; the next starts when one ends. What is sampled depends on neither.
         """
         models = self._models(model)
+        if in_flight < 1:
+            raise ConfigError(f"in_flight {in_flight}: at least one attempt must run.")
+        if on_own_loop():
+            raise RuntimeError("attempts() was called on the package's own event loop (from inside write, read or act).")
         finished: queue.SimpleQueue[tuple[int, Trajectory] | None] = queue.SimpleQueue()
 
         async def one(at: int, gate: asyncio.Semaphore) -> None:
@@ -197,9 +210,14 @@ class BaseAgent(ABC):
                 session = models.session(sampling=Sampling(0, request.temperature, request.top_p), stream=stream, training=False)
                 finished.put((at, await self._attempt(request.view, session)))
 
+        over = threading.Event()
+
         async def every() -> None:
-            gate = asyncio.Semaphore(in_flight)
-            await _all([one(at, gate) for at in range(len(requests))])
+            try:
+                gate = asyncio.Semaphore(in_flight)
+                await _all([one(at, gate) for at in range(len(requests))])
+            finally:
+                over.set()
 
         future = asyncio.run_coroutine_threadsafe(every(), event_loop())
         future.add_done_callback(lambda _: finished.put(None))
@@ -214,7 +232,9 @@ class BaseAgent(ABC):
                     yield batch
             future.result()
         finally:
-            future.cancel()
+            if not future.done():  # the caller went away: the engine must be idle before anything else is done with it
+                future.cancel()
+                over.wait(timeout=60)
 
     def _models(self, given: Models | None) -> Models:
         models = given or self.models
@@ -255,7 +275,10 @@ class BaseAgent(ABC):
         if size < 1:
             raise ConfigError(f"chunk_size {size}: must be at least 1 token.")
         if self.tokenizer is None or not self.tokenizer.is_fast:
-            raise UserError(f"{type(self).__name__} cuts text at token offsets and needs a fast tokenizer (tokenizer.json).")
+            raise UserError(
+                f"{type(self).__name__} cuts text at token offsets and needs a fast tokenizer (tokenizer.json); "
+                "for a model behind an API give one: --tokenizer FOLDER."
+            )
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         # Tokens of one character (bytes) share its offsets: a border inside it moves on to where the next character begins.
         starts = [0]

@@ -6,6 +6,7 @@ rounding alone is of the size of a ratio's clip.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -52,8 +53,10 @@ def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
-    """True if the model's attention takes a mask of its own: the fast kernels of GPUs do not."""
-    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager")
+    """True if a token's place and sight can be said: positions, and attention that takes a mask (a GPU's fast kernels do not)."""
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    told = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager") and kinds == {"full_attention"} and told
 
 
 def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
-from memfactory.common.flags import FlagParser, mapping_of, option
+from memfactory.common.flags import FlagParser, gathered, mapping_of, option
 
 _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
 
@@ -157,7 +157,7 @@ def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None) -> Tr
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
-    arguments = _gathered(arguments, ("--import", "--plugins"))
+    arguments = gathered(arguments, ("--import", "--plugins"))
     if file is not None:
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
         arguments = [*_yaml_flags(Path(file), known), *arguments]
@@ -183,22 +183,6 @@ def _take_slots(config: TrainConfig, extra: list[str], slots: list[str]) -> list
             del left[at : at + 2]
     config.agent_options = json.dumps(options, sort_keys=True)
     return left
-
-
-def _gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    """The same arguments with the values of a repeated list flag behind its first name: argparse keeps only the last."""
-    kept: list[str] = []
-    values: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument in names:
-            taking = True
-        elif argument.startswith("--"):
-            taking = False
-            kept.append(argument)
-        else:
-            (values if taking else kept).append(argument)
-    return [*kept, names[0], *values] if values else kept
 
 
 def _yaml_flags(path: Path, known: set[str]) -> list[str]:

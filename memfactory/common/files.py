@@ -18,7 +18,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old one or the new one, also after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair is no reason to lose the rest
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

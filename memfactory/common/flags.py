@@ -41,6 +41,22 @@ class FlagParser(HfArgumentParser):
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
 
 
+def gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """The same arguments with the values of a repeated list flag behind its first name: argparse keeps only the last."""
+    kept: list[str] = []
+    values: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument in names:
+            taking = True
+        elif argument.startswith("--"):
+            taking = False
+            kept.append(argument)
+        else:
+            (values if taking else kept).append(argument)
+    return [*kept, names[0], *values] if values else kept
+
+
 def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage: str = "", positional: int = 0) -> tuple[T, list[str]]:
     """(options, positional words) from `--flag value ...`; an unknown flag names the nearest known one.
 
@@ -50,9 +66,15 @@ def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage:
     given: list[str] = []
     while words and not words[0].startswith("-") and len(given) < positional:
         given.append(words.pop(0))
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        if field.default_factory is not dataclasses.MISSING:
+            words = gathered(words, tuple(f"--{name.lstrip('-')}" for name in (*field.metadata.get("aliases", ()), field.name)))
     parser = FlagParser(options, prog=command, usage=usage or None, allow_abbrev=False)  # type: ignore[arg-type]
     parsed, extra = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
     if extra:
+        if not str(extra[0]).startswith("-"):
+            first = f" Words without a flag stand first: {usage or command}." if positional else ""
+            raise ConfigError(f"Unexpected word {extra[0]!r} for {command}.{first} `{command} --help` explains the flags.")
         known = [f"--{f.name}" for f in dataclasses.fields(options)]  # type: ignore[arg-type]
         raise unknown_name(f"flag of {command}", str(extra[0]), known, f"`{command} --help` explains them.")
     return parsed, given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+", re.IGNORECASE)
 
 
 def strip_thinking(text: str, opened: bool = False) -> str | None:

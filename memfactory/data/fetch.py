@@ -40,7 +40,7 @@ def _stand_in(docs: int, number: int = 128, ending: str = "json") -> str:
     return f"memfactory data build synth_hop --docs {docs} --number {number} --output datas/synth_hop_{docs}.{ending}"
 
 
-_FWE = "memfactory data build fwe --tokens 16384 --output datas/fwe_16384.json"
+_FWE = "memfactory data build fwe --tokens 16384 --tokenizer models/Qwen3-1.7B --output datas/eval_fwe_16384.json"
 
 PUBLISHED: dict[str, Published] = {
     "converted_hotpotqa_2000": Published(

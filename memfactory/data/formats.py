@@ -58,7 +58,7 @@ def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:
     used = {"context", "input", "answers", "outputs", "reward_model"}
     parquet = "reward_model" in row and "input" not in row
     question = _parquet_question(row) if parquet else row.get("input")
-    if isinstance(row.get("context"), list) and all(isinstance(number, int) for number in row["context"]):
+    if isinstance(row.get("context"), list) and row["context"] and all(isinstance(number, int) for number in row["context"]):
         raise DataError(
             f"{where}: `context` is a list of document numbers (MemAgent's sets of over 10,000 documents leave the documents out). "
             "Fetch or build a smaller set, or write the documents' text into `context`."

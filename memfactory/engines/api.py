@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections import Counter
 from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 from memfactory.common.errors import ConfigError, InfrastructureError
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.types import Finish, Messages, Sampling, Turn
-from memfactory.engines.base import uniforms
+from memfactory.engines.base import run, uniforms
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,15 @@ class APIChat:
                 self.stats["failures"] += 1
                 raise InfrastructureError(f"{self} answered with something that is not JSON: {error}") from error
         text, finish = self._read(reply)
-        usage = reply.usage
-        counted = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage is not None else None
-        return Turn(stage, (), (), (), text, finish, trainable=False, usage=counted)
+        counts = [getattr(reply.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        usage = (counts[0], counts[1]) if all(isinstance(count, int) for count in counts) else None
+        return Turn(stage, (), (), (), text, finish, trainable=False, usage=usage)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            run(client.close())
 
     def __str__(self) -> str:
         return f"{PREFIX}{self.model} at {self.base_url or 'api.openai.com'}"
@@ -85,6 +92,7 @@ class APIChat:
                 api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries, http_client=http
             )
             self._gate = asyncio.Semaphore(self._limit)
+            weakref.finalize(self, _forget, self._client, asyncio.get_running_loop())
         return self._client, self._gate
 
     async def _asked(self, _: Any) -> None:
@@ -118,15 +126,24 @@ class APIChat:
         """Text and finish of a reply, if it is one."""
         choices = reply.choices if isinstance(reply, ChatCompletion) else None
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-        text = getattr(message, "content", None)
-        if message is None or not isinstance(text, (str, type(None))):
+        # The client builds replies without checking them: what has no content at all is not an empty answer.
+        said = isinstance(message, ChatCompletionMessage) and "content" in message.model_fields_set
+        text = message.content if said and message is not None else None
+        if not said or not isinstance(text, (str, type(None))):
             self.stats["failures"] += 1
             raise InfrastructureError(f"{self} answered with something that is not a chat completion: {reply!r:.200}")
         reason = choices[0].finish_reason if choices else None
         if reason == "content_filter":
             self.stats["failures"] += 1
             raise InfrastructureError(f"{self} withheld its answer (content_filter).")
-        return text or "", "length" if reason == "length" else "stop"
+        whole = (text or "").encode(errors="replace").decode()  # half a surrogate pair (JSON allows it) is no text
+        return whole, "length" if reason == "length" else "stop"
+
+
+def _forget(client: openai.AsyncOpenAI, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a client nobody holds any more, on the loop that it lives on."""
+    if loop.is_running():
+        asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
 def _said(error: openai.OpenAIError) -> str:

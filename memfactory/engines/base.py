@@ -54,14 +54,15 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return _loop
 
 
-def _thread_of_loop() -> int | None:
-    return next((t.ident for t in threading.enumerate() if t.name == _THREAD), None)
+def on_own_loop() -> bool:
+    """True on the package's event loop, where nothing may wait for a coroutine but by `await`."""
+    return threading.current_thread().name == _THREAD
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the package's loop and wait for it; Ctrl-C cancels it there. Not callable from that loop itself."""
     loop = event_loop()
-    if threading.get_ident() == _thread_of_loop():
+    if on_own_loop():
         coroutine.close()
         raise RuntimeError("run() was called on the package's own event loop (from inside write, read or act); await the coroutine there.")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)

@@ -90,6 +90,11 @@ class Models:
             if isinstance(chat, LocalChat):
                 chat.engine.weights_changed()
 
+    def uncapped(self) -> Models:
+        """The same models without a limit on prompts: evaluation has none."""
+        free = {n: replace(c, max_prompt_length=None) if isinstance(c, LocalChat) else c for n, c in self.chats.items()}
+        return Models(free, self.roles)
+
     def session(self, *, sampling: Sampling, stream: tuple[int, ...], training: bool, trajectory: Trajectory | None = None) -> Session:
         """A fresh line for one attempt. `sampling` holds the temperature and top-p; modules say the length."""
         return Session(self, sampling, stream, training, trajectory or Trajectory())

@@ -220,7 +220,9 @@ class HFEngine:
         longest = max(len(r.prompt) + len(r.ids) for r in self._rows if r is not None)
         span = _round_up(longest, _SPAN)
         if span > self._cache.length:
-            self._cache.reserve(min(2 * span, _round_up(self.max_length, _SPAN)))
+            # A quarter more than is needed now, but never more than any live row can come to need.
+            needed = max(len(r.prompt) + r.max_tokens for r in self._rows if r is not None)
+            self._cache.reserve(max(span, min(_round_up(span + span // 4, _SPAN), _round_up(needed, _SPAN))))
         draws = [self._streams[at][len(r.ids)] if r is not None else 0.0 for at, r in enumerate(self._rows)]
         uniform = torch.tensor(draws, dtype=torch.float64, device=self.device)
         with autocast(self.device, self.bf16):
@@ -263,6 +265,15 @@ class HFEngine:
                 ended.append((request, Completion(tuple(request.ids), tuple(request.logprobs), finish)))
                 self._rows[at] = None
         return ended
+
+
+def slots_that_fit(model: PreTrainedModel, length: int) -> int:
+    """How many rows of `length` tokens the memory that a GPU has free now holds in bf16, with room for growing; at least one."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row = 2 * 2 * text.num_hidden_layers * heads * dim * length
+    return max(1, int(0.6 * torch.cuda.mem_get_info(model.device)[0] / row))
 
 
 def _round_up(number: int, step: int) -> int:

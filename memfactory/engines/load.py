@@ -87,4 +87,14 @@ def model_hash(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
-_MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer*", "vocab*", "merges.txt", "chat_template*")
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.bin",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+)

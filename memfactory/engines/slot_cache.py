@@ -43,11 +43,14 @@ class SlotCache(Cache):
         assert self._like is not None, "adopt() comes first"
         layers, *likes = self._like
         heads = likes[0].shape[1]
-        grown = [like.new_zeros(layers, self.slots, heads, length, like.shape[3], dtype=self.dtype) for like in likes]
-        for old, new in zip((self.keys, self.values), grown, strict=True):
+        for name, like in zip(("keys", "values"), likes, strict=True):  # in turn: only one old buffer stands beside its new one
+            old = getattr(self, name)
+            new = like.new_zeros(layers, self.slots, heads, length, like.shape[3], dtype=self.dtype)
             if old is not None:
                 new[:, :, :, : self.length] = old
-        self.keys, self.values = grown
+            setattr(self, name, new)
+            del old
+        assert self.keys is not None
         self.length = length
         self._base = torch.arange(self.slots * heads, device=self.keys.device).view(self.slots, heads) * length
 

@@ -43,6 +43,10 @@ class BaseEnv(Dataset, ABC):
     def load(self) -> list[dict[str, Any]]:
         """Read and validate the file; each example has at least `example_id` and the columns of a batch."""
 
+    def identity(self) -> dict[str, Any]:
+        """What decides this env's scores beside its options, such as the model that a judge's name stands for."""
+        return {}
+
     @abstractmethod
     def observe(self, example: dict[str, Any]) -> View:
         """What the agent may see of an example: never gold."""

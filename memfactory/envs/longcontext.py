@@ -48,6 +48,9 @@ class LongcontextEnv(BaseEnv):
             self.judge = LLMJudge(self.options.judge)
         return load_longcontext(self.data_path)
 
+    def identity(self) -> dict[str, Any]:
+        return {"judge_model": str(self.judge.chat)} if self.judge is not None else {}
+
     def observe(self, example: dict[str, Any]) -> View:
         return View(example["example_id"], (example["question"],), context=example["context"])
 
@@ -55,16 +58,18 @@ class LongcontextEnv(BaseEnv):
         self, predictions: dict[str, list[str]], ground_truths: dict[str, Any], num_generations: int, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
         answers = predictions["answer"]
-        columns = {name: ground_truths[name] for name in ("question", "answers", "match")}
+        golds = ground_truths["answers"]
+        given = {"question": [""] * len(golds), "match": ["any"] * len(golds)} | ground_truths
+        columns = {name: given[name] for name in ("question", "answers", "match")}
         repeated = {name: [value for value in column for _ in range(num_generations)] for name, column in columns.items()}
         if len(answers) != len(repeated["answers"]):
-            raise ValueError(f"{len(answers)} predictions for {len(ground_truths['answers'])} examples x {num_generations} attempts.")
+            raise ValueError(f"{len(answers)} predictions for {len(golds)} examples x {num_generations} attempts.")
 
         def scores(name: str) -> torch.Tensor:
             if name == LLM_JUDGE:
                 assert self.judge is not None
-                golds = [[", ".join(g)] if m == "all" else g for g, m in zip(repeated["answers"], repeated["match"], strict=True)]
-                return torch.tensor(self.judge.scores(repeated["question"], golds, answers), dtype=torch.float32)
+                wanted = [[", ".join(g)] if m == "all" else g for g, m in zip(repeated["answers"], repeated["match"], strict=True)]
+                return torch.tensor(self.judge.scores(repeated["question"], wanted, answers), dtype=torch.float32)
             rules = [SCORER_REGISTRY.get(AUTO[match] if name == "auto" else name) for match in repeated["match"]]
             marks = [rule(text, gold) for rule, text, gold in zip(rules, answers, repeated["answers"], strict=True)]
             return torch.tensor(marks, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,22 @@ def paired_rows(base: str, before: Scores, model: str, after: Scores) -> list[Ro
 
     What infrastructure lost counts as wrong; `diff_completed` leaves it out on both sides, where there is any.
     """
-    shared = [example for example in before.examples if example in set(after.examples)]
+    places = {example: at for at, example in enumerate(after.examples)}
+    shared = [(at, places[example]) for at, example in enumerate(before.examples) if example in places]
     rows = []
     for metric in ("sampled", "greedy"):
-        a, b = ([dict(zip(s.examples, getattr(s, metric), strict=True))[e] for e in shared] for s in (before, after))
-        pair = paired_difference(a, b, failed=0.0)
+        first, second = before.counted(metric), after.counted(metric)
+        a, b = [first[at] for at, _ in shared], [second[at] for _, at in shared]
+        pair = paired_difference(a, b)
         row: Row = {
             "dataset": before.dataset, "base": base, "model": model, "metric": metric, "n": pair.n, "diff": number(pair.diff),
             "ci_low": number(pair.ci_low), "ci_high": number(pair.ci_high), "verdict": verdict(pair),
         }  # fmt: skip
         if min(before.coverage, after.coverage) < 1:
-            row["diff_completed"] = number(paired_difference(a, b).diff)
-        test = mcnemar([x for (x,) in a], [x for (x,) in b]) if metric == "greedy" else None
+            first, second = getattr(before, metric), getattr(after, metric)
+            row["diff_completed"] = number(paired_difference([first[at] for at, _ in shared], [second[at] for _, at in shared]).diff)
+        raw = [before.greedy[at][0] for at, _ in shared], [after.greedy[at][0] for _, at in shared]
+        test = mcnemar(*raw) if metric == "greedy" else None
         if test is not None:
             row |= {"only_base_right": test.only_a, "only_model_right": test.only_b, "mcnemar_p": float(f"{test.p:.3g}")}
         rows.append(row)
@@ -71,7 +76,12 @@ def compare(base: Path, model: Path) -> tuple[list[Row], list[str]]:
     notes: dict[str, None] = {}
     for name in shared:
         notes |= dict.fromkeys(f"differs besides the model: {text}" for text in other_differences(a[name], b[name]))
-        rows += paired_rows(labels[0], load_scores(a[name]), labels[1], load_scores(b[name]))
+        before, after = load_scores(a[name]), load_scores(b[name])
+        # The same data (its hash says so) under another file's name has other names for the same examples: pair by place.
+        after = replace(after, examples=[*before.examples, *after.examples[len(before.examples) :]][: len(after.examples)])
+        rows += paired_rows(labels[0], before, labels[1], after)
+        sides = zip(labels, (before, after), strict=True)
+        notes |= dict.fromkeys(f"{label} on {name}: {scores.lost}. Start its evaluation again." for label, scores in sides if scores.lost)
     notes |= {f"only one of them was evaluated on {name}, which is left out": None for name in {**a, **b} if name not in shared}
     return rows, list(notes)
 

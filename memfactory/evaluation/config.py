@@ -5,6 +5,7 @@ Knows names and places, not how a job is run.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ class EvalConfig:
     temperature: float = option(1.0, "Of the sampled attempts.")
     top_p: float = option(1.0, "Nucleus of the sampled attempts.")
     seed: int = option(0, "Of every random stream.")
-    engine: str = option("hf", "hf (in the worker's process) or api (an OpenAI-compatible server).")
+    engine: str = option("hf", "hf (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is).")
+    api_timeout: float = option(120.0, "Seconds that one try at a server may take.")
+    api_concurrency: int = option(64, "Requests to a server at a time.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
     gpus: str = option("auto", "GPUs, such as 0,1, a worker on each; none: CPU processes.")
     workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.")
@@ -78,7 +81,7 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
         if not Path(path).is_file():
             raise MissingFileError(f"--datasets {name}: no such file {path}. {HINT}")
     for path in models.values():
-        if config.engine == "hf" and not path.startswith(PREFIX) and looks_local(path) and not (Path(path) / "config.json").is_file():
+        if not path.startswith(PREFIX) and looks_local(path) and not (Path(path) / "config.json").is_file():
             raise MissingFileError(f"--models: no model at {path!r} (no config.json there). Get it: {how_to_get(path)}")
     given: dict[str, Any] = {name: getattr(config, name) for name in ("chunk_size", "max_generate_length")}
     options = {name: value for name, value in given.items() if value is not None} | mapping_of("agent_options", config.agent_options)
@@ -86,13 +89,14 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
         options = PUBLISHED_OPTIONS | options  # one way of reading for all of them, whatever they were trained with
     shared = {
         name: getattr(config, name)
-        for name in ("agent", "env", "reference", "engine", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
+        for name in ("agent", "env", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
     }
     jobs = [
         Job(
             name, model, dataset, path, str(Path(config.output_dir) / slug(name) / slug(dataset)), agent_options=options,
             env_options=mapping_of("env_options", config.env_options), roles=mapping_of("roles", config.roles),
-            slots=config.engine_slots, **shared,
+            engine="api" if model.startswith(PREFIX) else "hf", slots=config.engine_slots, timeout=config.api_timeout,
+            concurrency=config.api_concurrency, **shared,
         )
         for name, model in models.items()
         for dataset, path in datasets.items()
@@ -103,7 +107,7 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
 def _found(given: list[str], published: dict[str, tuple[str, str]], api: bool) -> tuple[dict[str, str], list[str]]:
     """({name: path}, what is missing): those given, or the published ones that are here."""
     if given:
-        pairs = [spec.split("=", 1) if "=" in spec else [_name(spec), spec] for spec in given]
+        pairs = [spec.split("=", 1) if "=" in spec and not Path(spec).exists() else [_name(spec), spec] for spec in given]
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -117,7 +121,7 @@ def _found(given: list[str], published: dict[str, tuple[str, str]], api: bool) -
 
 def _name(path: str) -> str:
     """What tables call a path: a file's stem, a model folder's name, and RUN for RUN/last or RUN/checkpoint-000010."""
-    parts = Path(path)
+    parts = Path(path) if Path(path).name else Path(path).resolve()
     if parts.suffix in (".json", ".jsonl", ".parquet"):
         return parts.stem
     inner = re.fullmatch(r"last|best|checkpoint-\d+", parts.name)
@@ -125,5 +129,6 @@ def _name(path: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name as a folder."""
-    return re.sub(r"[^0-9A-Za-z.@_+-]+", "-", name).strip("-") or "unnamed"
+    """A name as a folder: what a path cannot hold becomes a dash, and a few digits keep unlike names apart."""
+    safe = re.sub(r"[^\w.@+-]+", "-", name).strip("-.")
+    return safe if safe == name else f"{safe or 'unnamed'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

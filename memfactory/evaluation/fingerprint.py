@@ -17,10 +17,22 @@ from typing import Any
 from memfactory.agents.base import BaseAgent
 from memfactory.common.files import file_hash
 from memfactory.common.prompts import PROMPTS
-from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY
+from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, REGISTRIES
 from memfactory.envs.base import BaseEnv
 
-_DECIDES = ("common", "algorithms", "memory", "data/formats.py", "engines", "judges", "modules", "envs", "agents")
+_DECIDES = (
+    "common",
+    "algorithms",
+    "memory",
+    "data/formats.py",
+    "data/parquet.py",
+    "engines",
+    "judges",
+    "modules",
+    "envs",
+    "agents",
+    "evaluation/harness.py",
+)
 """Parts of the package whose code decides an attempt; what only reports on attempts may change."""
 
 
@@ -35,12 +47,13 @@ def code_hash() -> str:
 
 
 def _own_code(*parts: object) -> dict[str, str | None]:
-    """Hashes of the files that a user's own classes stand in; the package's own are in `code_hash`."""
-    own = [type(part) for part in parts if not type(part).__module__.startswith("memfactory.")]
+    """Hashes of the files of a user's own classes and of all that they registered (a scorer, say); the package's are in `code_hash`."""
+    registered = [part for registry in REGISTRIES for _, part in registry.items()]
+    own = [part for part in [*(type(part) for part in parts), *registered] if not part.__module__.startswith("memfactory.")]
     return {f"{part.__module__}.{part.__qualname__}": _source_hash(part) for part in own}
 
 
-def _source_hash(part: type) -> str | None:
+def _source_hash(part: Any) -> str | None:
     try:
         return file_hash(inspect.getsourcefile(part))
     except (TypeError, OSError):  # made in a notebook or at run time: there is no file to look at
@@ -52,7 +65,7 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
     modules = [getattr(agent, slot) for slot in agent.slots]
     return {
         "data": {"sha256": file_hash(env.data_path), "examples": len(env)},
-        "env": {"type": ENV_REGISTRY.name_of(type(env)), **asdict(env.options)},
+        "env": {"type": ENV_REGISTRY.name_of(type(env)), **asdict(env.options), **env.identity()},
         "model": model,
         "agent": {"type": AGENT_REGISTRY.name_of(type(agent)), **agent.describe()},
         "prompts": hashlib.sha256(repr(sorted(PROMPTS.items())).encode()).hexdigest()[:16],

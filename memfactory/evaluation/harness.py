@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,10 +37,43 @@ class Scores:
     examples: list[str]
     """[n] names of the examples."""
     sampled: list[list[float]]
-    """[n][k] sampled attempts."""
+    """[n][k] sampled attempts; k may be 0."""
     greedy: list[list[float]]
     """[n][1]."""
     attempts: dict[tuple[str, str, int], Attempt] = field(default_factory=dict, repr=False)
+
+    def counted(self, metric: str) -> list[list[float]]:
+        """`sampled` or `greedy` with 0 for what infrastructure lost; what was not made yet stays NaN and is left out."""
+        rows: list[list[float]] = getattr(self, metric)
+        kind = SAMPLED if metric == "sampled" else GREEDY
+
+        def made(example: str, number: int) -> bool:
+            return not self.attempts or (example, kind, number) in self.attempts
+
+        return [
+            [0.0 if math.isnan(score) and made(example, number) else score for number, score in enumerate(row)]
+            for example, row in zip(self.examples, rows, strict=True)
+        ]
+
+    @property
+    def lost(self) -> str:
+        """What is missing and why, in words; empty if every attempt has a score."""
+        if self.coverage == 1:
+            return ""
+        reasons = Counter(attempt.error or "unknown" for attempt in self.attempts.values() if attempt.status == "failed")
+        failed = sum(reasons.values())
+        most = f" ({failed} failed and count as wrong, most often: {reasons.most_common(1)[0][0]})" if failed else ""
+        return f"{self.coverage:.1%} of the attempts have a score{most}"
+
+    @property
+    def k(self) -> int:
+        """Sampled attempts per example."""
+        return len(self.sampled[0]) if self.sampled else 0
+
+    @property
+    def mean(self) -> Mean:
+        """avg@k, or the greedy mean where nothing was sampled."""
+        return self.avg_at_k if self.k else self.greedy_mean
 
     @property
     def avg_at_k(self) -> Mean:
@@ -107,8 +141,9 @@ def scores_of(dataset: str, examples: Sequence[str], k: int, attempts: Mapping[t
         return [math.nan if a is None or a.score is None else a.score for a in found]
 
     greedy = [row(example, GREEDY, 1) for example in examples]
-    sampled = [row(example, SAMPLED, k) for example in examples] if k else greedy
-    return Scores(dataset, list(examples), sampled, greedy, dict(attempts))
+    sampled = [row(example, SAMPLED, k) for example in examples]
+    planned = [(e, kind, n) for e in examples for kind, count in ((GREEDY, 1), (SAMPLED, k)) for n in range(count)]
+    return Scores(dataset, list(examples), sampled, greedy, {key: attempts[key] for key in planned if key in attempts})
 
 
 def headline(rewards: Mapping[str, Tensor]) -> Tensor:
@@ -129,6 +164,8 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
     batch = env.collate_fn([example for (example, _, _), _ in ended])
     rewards = without_errors(env.compute_reward(predictions(groups), batch, 1, trajectories=trajectories), trajectories)
     values = headline(rewards).tolist()
+    if any(math.isinf(value) for value in values):
+        raise ConfigError(f"{type(env).__name__} returned an infinite reward. A reward is a number; NaN marks what could not be scored.")
     lines = []
     for at, ((example, kind, number), trajectory) in enumerate(ended):
         lost = math.isnan(values[at])
@@ -154,4 +191,4 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

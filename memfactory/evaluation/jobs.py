@@ -5,6 +5,7 @@ A job's folder holds `job.json` (what was asked), `fingerprint.json`, `attempts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from memfactory.common.files import read_json, write_json, write_text
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import Models
+from memfactory.engines.hf import slots_that_fit
 from memfactory.engines.load import load_causal_lm, load_tokenizer, model_hash
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.fingerprint import fingerprint
@@ -26,6 +28,8 @@ from memfactory.evaluation.harness import SHOWN, Scores, evaluate, scores_of
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Ledger, read_attempts
 from memfactory.evaluation.transcript import transcript
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("hf", "api")
 
@@ -55,6 +59,10 @@ class Job:
     engine: str = "hf"
     tokenizer: str | None = None
     """Of an API's model: what cuts texts into chunks."""
+    timeout: float = 120.0
+    """Seconds that one try at an API may take."""
+    concurrency: int = 64
+    """Requests to an API at a time."""
     k: int = 4
     limit: int = 0
     temperature: float = 1.0
@@ -69,6 +77,10 @@ class Job:
 def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores:
     """Make the attempts that are missing and return the scores of all."""
     import_plugins(job.plugins)
+    if job.engine not in ENGINES:
+        raise unknown_name("engine", job.engine, ENGINES)
+    if job.engine == "hf" and job.model.startswith(PREFIX):
+        raise ConfigError(f"{job.model} is behind an API: evaluate it with --engine api.")
     if job.threads:
         torch.set_num_threads(job.threads)
     device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
@@ -81,10 +93,12 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     folder = Path(job.folder)
     on_gpu = device.startswith("cuda")
     decoding = {
-        "temperature": job.temperature, "top_p": job.top_p, "seed": job.seed, "engine": job.engine, "bf16": on_gpu, "roles": job.roles,
+        "temperature": job.temperature, "top_p": job.top_p, "seed": job.seed, "engine": job.engine, "bf16": on_gpu,
+        "roles": {stage: str(APIChat(role)) if role.startswith(PREFIX) else role for stage, role in job.roles.items()},
         "reference": model_hash(job.reference) if job.reference else None,
+        "tokenizer": model_hash(job.tokenizer) if job.engine == "api" and job.tokenizer else None,
     }  # fmt: skip
-    name = job.model if job.engine == "api" else model_hash(job.model)
+    name = str(APIChat(job.model)) if job.engine == "api" else model_hash(job.model)
     with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
         write_json(folder / "job.json", asdict(job) | {"examples": examples})
@@ -94,6 +108,10 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
             agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
             ledger=ledger, on_progress=on_progress,
         )  # fmt: skip
+    for chat in models.chats.values():
+        if isinstance(chat, APIChat):
+            log.info("%s: %s", chat, ", ".join(f"{count} {what}" for what, count in sorted(chat.stats.items())) or "not asked")
+            chat.close()
     shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[:SHOWN])]
     texts = [transcript(example, attempt, attempt.score) for example, attempt in shown]
     write_text(folder / "examples.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
@@ -106,29 +124,42 @@ def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
     about = read_json(path) if path.is_file() else {}
     agent = job.agent or about.get("agent", "memagent")
     AGENT_REGISTRY.get(agent)
-    own = about.get("agent_options", {}) if agent == about.get("agent") else {}
-    return agent, own | job.agent_options
+    options: dict[str, Any] = {}
+    if agent == about.get("agent") and about.get("agent_options"):
+        # As the agent describes itself: what its slots have from its own options follows them when one is changed below.
+        options = build_agent(agent, None, "cpu", about["agent_options"]).describe()  # type: ignore[arg-type]
+    for name, value in job.agent_options.items():
+        own = options.get(name)
+        same_part = isinstance(own, dict) and isinstance(value, dict) and value.get("type", own.get("type")) == own.get("type")
+        options[name] = {**own, **value} if same_part else value  # type: ignore[dict-item]
+    return agent, options
 
 
 def models_of(job: Job, agent: BaseAgent, device: str) -> Models:
     """Who answers: the job's model as the policy, in this process or behind an API, and what its roles name."""
-    if job.engine not in ENGINES:
-        raise unknown_name("engine", job.engine, ENGINES)
     if job.engine == "api":
-        models = Models({"policy": APIChat(job.model)} | api_chats(job.roles), job.roles)
+        policy = APIChat(job.model, timeout=job.timeout, concurrency=job.concurrency)
+        models = Models({"policy": policy} | api_chats(job.roles), job.roles)
     else:
-        if job.model.startswith(PREFIX):
-            raise ConfigError(f"{job.model} is behind an API: evaluate it with --engine api.")
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         needs = "reference" in job.roles.values()
         if needs and not job.reference:
             raise ConfigError("roles names the reference: say which model it is with --reference.")
+        weights = load_causal_lm(job.model, device, dtype)
+        slots = min(job.slots, slots_that_fit(weights, _longest(agent))) if device.startswith("cuda") else job.slots
         models = local_models(
-            load_causal_lm(job.model, device, dtype), load_tokenizer(job.model), slots=job.slots, bf16=device.startswith("cuda"),
+            weights, load_tokenizer(job.model), slots=slots, bf16=device.startswith("cuda"),
             roles=job.roles, reference=load_causal_lm(str(job.reference), device, dtype) if needs else None,
         )  # fmt: skip
     agent.attach(models)
     return models
+
+
+def _longest(agent: BaseAgent) -> int:
+    """Tokens that a turn may hold, prompt and response, as far as the agent's options say."""
+    options = agent.options
+    chunk, response = getattr(options, "chunk_size", None) or 4096, getattr(options, "max_generate_length", None) or 1024
+    return chunk + 2 * response + 1024
 
 
 def load_scores(folder: Path) -> Scores:

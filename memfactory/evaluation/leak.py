@@ -19,9 +19,18 @@ from memfactory.envs.base import BaseEnv
 
 
 def check_no_leak(agent: BaseAgent, env: BaseEnv) -> None:
-    """Raise `DataError` if the gold of an example reaches the view, a prompt or the memory."""
+    """Raise `DataError` if gold reaches the view, a prompt or the memory: tries one example of each form in the env, four at most."""
+    forms: dict[str, dict[str, Any]] = {}
+    for at in range(len(env)):
+        gold = {key: value for key, value in env[at].items() if key in env.gold_columns}
+        forms.setdefault(repr({key: sorted(value) if isinstance(value, dict) else "" for key, value in gold.items()}), env[at])
+    for example in list(forms.values())[:4]:
+        _check_example(agent, env, example)
+
+
+def _check_example(agent: BaseAgent, env: BaseEnv, example: dict[str, Any]) -> None:
     canary = f"canary{secrets.token_hex(8)}"
-    planted = {key: _planted(value, canary) if key in env.gold_columns else value for key, value in env[0].items()}
+    planted = {key: _planted(value, canary) if key in env.gold_columns else value for key, value in example.items()}
     view = env.observe(planted)
     seen = {f"the view's {field.name}": str(getattr(view, field.name)) for field in fields(view)}
 

@@ -62,16 +62,26 @@ class Ledger:
     """Attempts in the order they ended, in memory and, with a folder, on disk. A process killed while writing loses one line at most."""
 
     def __init__(self, folder: Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
-        """Open for writing. A folder made under another fingerprint raises `ConfigError`, which names what differs."""
+        """Open for writing; without a fingerprint nothing is checked.
+
+        A folder made under another fingerprint raises `ConfigError`, which names what differs.
+        """
         self.folder = folder
         self._attempts: dict[Key, Attempt] = {}
         self._file: int | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = _lock(folder / "attempts.jsonl")
-            _check(folder, dict(fingerprint or {}))
-            os.ftruncate(self._file, whole_length(folder / "attempts.jsonl"))  # a torn last line is an attempt that never was
-            self._attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
+            opened = False
+            try:
+                if fingerprint is not None:
+                    _check(folder, dict(fingerprint))
+                os.ftruncate(self._file, whole_length(folder / "attempts.jsonl"))  # a torn last line is an attempt that never was
+                self._attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
+                opened = True
+            finally:
+                if not opened:
+                    self.close()
 
     def done(self) -> set[Key]:
         """Attempts that need not run: all but those lost to infrastructure, which get another chance."""
@@ -87,7 +97,7 @@ class Ledger:
         self._attempts |= {attempt.key: attempt for attempt in new}
         if self._file is not None and new:
             text = "".join(json.dumps(asdict(a), ensure_ascii=False, allow_nan=False, default=str) + "\n" for a in new)
-            data = text.encode()
+            data = text.encode(errors="backslashreplace")  # half a surrogate pair from a server becomes its JSON escape
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
@@ -111,7 +121,7 @@ def read_attempts(folder: Path) -> list[Attempt]:
     if not path.is_file():
         raise MissingFileError(f"{folder} holds no attempts.jsonl. `memfactory eval` makes one for each model and data set.")
     attempts = []
-    for number, line in enumerate(path.read_bytes()[: whole_length(path)].decode().split("\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes()[: whole_length(path)].split(b"\n")[:-1], 1):
         try:
             attempts.append(Attempt(**json.loads(line)))
         except (ValueError, TypeError) as error:
@@ -141,6 +151,8 @@ def _lock(path: Path) -> int:
 def _check(folder: Path, fingerprint: dict[str, Any]) -> None:
     path = folder / "fingerprint.json"
     if not path.is_file():
+        if whole_length(folder / "attempts.jsonl"):
+            raise ConfigError(f"{folder} holds attempts but no fingerprint.json to say what made them. Move the folder away.")
         write_json(path, fingerprint)
         return
     changed = differences(read_json(path), json.loads(json.dumps(fingerprint)))

@@ -10,6 +10,7 @@ output_dir/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -17,15 +18,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from memfactory.common.errors import ConfigError
-from memfactory.common.files import write_json
+from memfactory.common.files import read_json, write_json
 from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores
@@ -52,66 +55,114 @@ class _Running:
 
 
 def evaluate_all(config: EvalConfig, console: Console) -> int:
-    """Run every job of the configuration and report; returns the exit code: 0 if all are complete, else 1."""
+    """Run every job of the configuration and report; returns the exit code: 0 if every attempt has a score, else 1."""
     jobs, missing = jobs_of(config)
     for text in missing:
-        console.print(f"[yellow]Not here:[/] {text}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]Not here:[/] {escape(text)}", highlight=False, soft_wrap=True)
     if not jobs:
         raise ConfigError(
             "Nothing to evaluate. What ships with the project: --models models/tiny --datasets datas/tiny/eval.json; "
             "any model folder and any file in a published format will do."
         )
-    places = _places(config, len(jobs))
-    failed = _run(jobs, places, config.threads or _threads(places), console)
+    places = _places(config, jobs)
+    with _alone(Path(config.output_dir)):
+        failed, refused = _run(jobs, places, config.threads or _threads(places), console)
+        return _report(config, jobs, failed, refused, console)
+
+
+def _report(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], refused: set[str], console: Console) -> int:
+    """Tables and files of what the ledgers hold now; returns the exit code."""
+    # What was refused may lie beside attempts made under other conditions: they are not this evaluation's.
+    done = [job for job in jobs if job.folder not in refused and (Path(job.folder) / "job.json").is_file()]
     scores: dict[str, dict[str, Scores]] = {}
-    for job in jobs:
-        if (Path(job.folder) / "job.json").is_file():
-            scores.setdefault(job.model_name, {})[job.dataset] = load_scores(Path(job.folder))
-    if scores:
+    for job in done:
+        scores.setdefault(job.model_name, {})[job.dataset] = load_scores(Path(job.folder))
+    lost = [
+        f"{job.model_name} on {job.dataset}: {found.lost}. Start again to make what is missing."
+        for job in done
+        if (found := scores[job.model_name][job.dataset]).lost
+    ]
+    notes = [*_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
+    if scores or failed:
         results, paired = summary(scores)
-        notes = _unlike(jobs)
         about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs]}
-        write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", *notes]))
-        console.print(table(results, paired))
-        for note in notes:
-            console.print(f"[yellow]Note:[/] {note}", highlight=False, soft_wrap=True)
+        drawn = f"{config.k} sampled attempts a question at temperature {config.temperature:g}, top-p {config.top_p:g}."
+        write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", drawn, *notes]))
+        if results:
+            console.print(table(results, paired))
         console.print(f"Look at {config.output_dir}/: report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
-    for folder, reason in failed.items():
-        console.print(f"[bold red]Failed:[/] {folder}: {reason}", highlight=False, soft_wrap=True)
-    return 1 if failed else 0
+    for note in notes:
+        console.print(escape(note), style="bold red" if note.startswith("Failed") else "yellow", highlight=False, soft_wrap=True)
+    return 1 if failed or lost else 0
 
 
 def _unlike(jobs: Sequence[Job]) -> list[str]:
     """What else than the model differs between a data set's first model and each other: a comparison should not hide it."""
     notes = []
-    done = [job for job in jobs if (Path(job.folder) / "job.json").is_file()]
-    for at, job in enumerate(done):
-        first = next(other for other in done if other.dataset == job.dataset)
-        if first is not done[at] and (other := other_differences(Path(first.folder), Path(job.folder))):
+    for job in jobs:
+        first = next(other for other in jobs if other.dataset == job.dataset)
+        if first is not job and (other := other_differences(Path(first.folder), Path(job.folder))):
             notes.append(f"{job.dataset}: besides the model, {job.model_name} differs from {first.model_name}: {'; '.join(other)}.")
     return notes
 
 
-def _places(config: EvalConfig, jobs: int) -> list[str]:
-    """Where workers run: a GPU's number, or "" for a CPU process."""
+def _trained_otherwise(jobs: Sequence[Job]) -> list[str]:
+    """What a checkpoint's memfactory.json says of its training that this evaluation does not follow."""
+    notes: dict[str, None] = {}
+    for job in jobs:
+        path = Path(job.model) / "memfactory.json"
+        about = read_json(path) if path.is_file() else {}
+        others = {stage: role for stage, role in about.get("roles", {}).items() if role not in ("policy", "policy_nograd")}
+        if others and not job.roles:
+            notes[f"{job.model_name} was trained with the roles {others}; here it answers every stage itself (--roles, --reference)."] = (
+                None
+            )
+    return list(notes)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold an evaluation's folder: two at once would write one report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"Another evaluation is writing {folder}. Wait for it, stop it, or give another --output_dir.") from error
+        yield
+
+
+def _places(config: EvalConfig, jobs: Sequence[Job]) -> list[str]:
+    """Where workers run: what a worker's CUDA_VISIBLE_DEVICES is to be, "" for a CPU process."""
+    if all(job.engine == "api" for job in jobs):
+        return [""] * max(1, config.workers)
     gpus = _gpus(config.gpus)
     if gpus:
         return gpus
-    workers = config.workers or max(1, min(jobs, (os.cpu_count() or 1) // max(config.threads, 1)))
-    return [""] * (1 if config.engine == "api" and not config.workers else workers)
+    cores, memory = os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Weights are read as fp32 on a CPU: about twice their files, and a gigabyte for the rest of the process.
+    largest = max(sum(file.stat().st_size for file in Path(job.model).glob("*.safetensors")) for job in jobs)
+    room = max(1, int(0.8 * memory / (2 * largest + (1 << 30))))
+    return [""] * (config.workers or max(1, min(len(jobs), cores // max(config.threads, 1), room)))
 
 
 def _gpus(given: str) -> list[str]:
-    if given == "auto":
-        import torch
-
-        return [str(n) for n in range(torch.cuda.device_count())]
+    """The GPUs to use, as the parent's CUDA_VISIBLE_DEVICES names them: numbers count among those that are visible here."""
     if given in ("", "none", "cpu"):
         return []
-    numbers = given.replace(" ", "").split(",")
-    if not all(n.isdigit() for n in numbers):
-        raise ConfigError(f"--gpus {given!r}: give numbers such as 0,1, or none for CPU processes, or auto.")
-    return numbers
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    number = torch.cuda.device_count()
+    names = visible[:number] if visible else [str(n) for n in range(number)]
+    if given == "auto":
+        return names
+    asked = given.replace(" ", "").split(",")
+    wrong = [n for n in asked if not n.isdigit() or int(n) >= number]
+    if wrong:
+        here = f"0 to {number - 1}" if number else "none: this torch sees no GPU"
+        raise ConfigError(f"--gpus {given}: {wrong[0]!r} is not a GPU here ({here}). Give numbers such as 0,1, or none for CPU processes.")
+    return [names[int(n)] for n in asked]
 
 
 def _threads(places: Sequence[str]) -> int:
@@ -119,19 +170,20 @@ def _threads(places: Sequence[str]) -> int:
     return max(1, (os.cpu_count() or 1) // len(places))
 
 
-def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Console) -> dict[str, str]:
-    """Every job through a worker, the longest first; returns {folder: reason} of those that failed."""
+def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Console) -> tuple[dict[str, str], set[str]]:
+    """Every job through a worker, the longest first; returns {folder: reason} of those that failed, and which of them were refused."""
     waiting = sorted((replace(job, threads=threads) for job in jobs), key=_size)
-    free, running, failed = list(places), list[_Running](), dict[str, str]()
+    free, running, failed, refused = list(places), list[_Running](), dict[str, str](), set[str]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("attempts"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=2) as progress:
-        tasks = {job.folder: progress.add_task(f"{job.model_name} on {job.dataset}", total=None) for job in waiting}
+        tasks = {job.folder: progress.add_task(escape(f"{job.model_name} on {job.dataset}"), total=None) for job in waiting}
         try:
             while waiting or running:
                 while waiting and free:
                     job = waiting.pop()
                     place = free.pop(0)
-                    running.append(_Running(job, _start(job, place), place, 1, tasks[job.folder]))
+                    job = replace(job, device="cuda" if place else "cpu")
+                    running.append(_Running(job, _start(job, place, "wb"), place, 1, tasks[job.folder]))
                 time.sleep(0.2)
                 for worker in list(running):
                     _show(progress, worker)
@@ -140,16 +192,17 @@ def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Cons
                         continue
                     if code not in (0, _USER_ERROR) and worker.tries < _TRIES:
                         log.warning("The worker of %s died (exit %d); started once more.", worker.job.folder, code)
-                        worker.process, worker.tries = _start(worker.job, worker.place), worker.tries + 1
+                        worker.process, worker.tries = _start(worker.job, worker.place, "ab"), worker.tries + 1
                         continue
                     if code:
                         failed[worker.job.folder] = _reason(worker, code)
+                        refused |= {worker.job.folder} if code == _USER_ERROR else set()
                     running.remove(worker)
                     free.append(worker.place)
         finally:
             for worker in running:
                 worker.process.terminate()
-    return failed
+    return failed, refused
 
 
 def _size(job: Job) -> float:
@@ -157,14 +210,14 @@ def _size(job: Job) -> float:
     return (path.stat().st_size if path.is_file() else 0) * (job.k + 1)
 
 
-def _start(job: Job, place: str) -> subprocess.Popen[bytes]:
+def _start(job: Job, place: str, mode: str) -> subprocess.Popen[bytes]:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "asked.json", asdict(job))
     # An idle OpenMP thread that spins would starve the worker beside it.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(job.threads)}
     environment["CUDA_VISIBLE_DEVICES"] = place if place else "-1"
-    with (folder / "worker.log").open("ab") as output:
+    with (folder / "worker.log").open(mode) as output:
         command = [sys.executable, "-m", WORKER, str(folder / "asked.json"), "--parent", str(os.getpid())]
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
 
@@ -183,6 +236,9 @@ def _show(progress: Progress, worker: _Running) -> None:
 
 def _reason(worker: _Running, code: int) -> str:
     lines = (Path(worker.job.folder) / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = re.sub(r"^Error: ", "", next((line for line in reversed(lines) if line.strip()), "nothing was said"))
-    again = "" if code == _USER_ERROR else f" after {worker.tries} tries, exit {code}"
-    return f"{last.strip()}{again} (whole log: {worker.job.folder}/worker.log)"
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    log_file = f"{worker.job.folder}/worker.log"
+    if code == _USER_ERROR:
+        return f"{re.sub('^Error: ', '', last)} ({log_file})"
+    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"the worker {ended}, {worker.tries} times over; the last it said: {last} ({log_file})"

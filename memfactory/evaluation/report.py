@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from memfactory.common.files import read_jsonl, write_json, write_text
@@ -16,18 +17,18 @@ from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.statistics import clustered_mean
 
 NOTES = (
-    "Sampled is the mean of k attempts at temperature 1, ± its standard error over questions; greedy is one attempt at temperature 0. "
-    "Differences are paired by question, with 95 % Student intervals over questions. The verdict is of the sampled attempts: better or "
-    "worse if their interval leaves 0 out, else tied."
+    "Sampled is the mean of k attempts, ± its standard error over questions; greedy is one attempt at temperature 0. Differences are "
+    "paired by question, with 95 % Student intervals over questions. The verdict is of the sampled attempts (of the greedy ones if there "
+    "are none): better or worse if their interval leaves 0 out, else tied."
 )
 
 
 def result_row(model: str, scores: Scores) -> Row:
     """One line of `results`: a model on a data set. What infrastructure lost counts as wrong; `completed_only` leaves it out."""
-    mean, greedy = clustered_mean(scores.sampled, failed=0.0), clustered_mean(scores.greedy, failed=0.0)
+    mean, greedy = clustered_mean(scores.counted("sampled")), clustered_mean(scores.counted("greedy"))
     made = [a for a in scores.attempts.values() if a.status != "failed"]
     row: Row = {
-        "dataset": scores.dataset, "model": model, "n": mean.n, "k": len(scores.sampled[0]), "avg_at_k": number(mean.value),
+        "dataset": scores.dataset, "model": model, "n": len(scores.examples), "k": scores.k, "avg_at_k": number(mean.value),
         "se": number(mean.se), "greedy": number(greedy.value), "coverage": number(scores.coverage),
     }  # fmt: skip
     if scores.coverage < 1:
@@ -70,12 +71,13 @@ def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
         lines.append([*shown, _shown(row["greedy"])])
         found = [gains.get((row["dataset"], row["model"], metric)) for metric in ("sampled", "greedy")]
         if found[0] is not None and found[1] is not None:
-            lines.append(["", "", found[0]["verdict"], *(interval(gain) for gain in found if gain)])
+            verdict = found[0 if row["k"] else 1]["verdict"]  # type: ignore[index]
+            lines.append(["", "", verdict, *(interval(gain) for gain in found if gain)])
     return lines
 
 
 def _headings(results: Sequence[Row]) -> list[str]:
-    return ["data set", "n", "model", f"sampled (avg@{results[0]['k']})", "greedy"]
+    return ["data set", "n", "model", f"sampled (avg@{results[0]['k'] if results else 'k'})", "greedy"]
 
 
 def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
@@ -92,7 +94,7 @@ def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
             shown.add_column(name, justify="left" if name in ("data set", "model") else "right", min_width=min(len(name) + 2, 10))
     for cells in _cells(results, paired):
         style = "bold" if not cells[0] else None
-        shown.add_row(*(cell for name, cell in zip(headings, cells, strict=True) if name != "n"), style=style)
+        shown.add_row(*(escape(cell) for name, cell in zip(headings, cells, strict=True) if name != "n"), style=style)
     return shown
 
 
@@ -109,7 +111,7 @@ def markdown_table(lines: Sequence[Sequence[str]], right: Container[int]) -> str
 
 def paired_table(rows: Sequence[Row]) -> Table:
     """What `memfactory compare` prints."""
-    shown = Table(title=f"B = {rows[0]['model']} against A = {rows[0]['base']}", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Table(title=escape(f"B = {rows[0]['model']} against A = {rows[0]['base']}"), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     shown.caption = "A / B right: questions that only one of the two got right, and McNemar's exact p on them"
     for name in ("data set", "metric", "n", "difference [95 %]", "A / B right", "p", "verdict"):
         left = name in ("data set", "metric", "verdict")
@@ -117,8 +119,12 @@ def paired_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         test = [f"{row['only_base_right']} / {row['only_model_right']}", f"{row['mcnemar_p']:.3g}"] if "mcnemar_p" in row else ["", ""]
         colour = {"better": "[green]", "worse": "[red]"}.get(row["verdict"], "")
-        shown.add_row(row["dataset"], row["metric"], str(row["n"]), interval(row), *test, f"{colour}{row['verdict']}")
+        shown.add_row(escape(row["dataset"]), row["metric"], str(row["n"]), escape(interval(row)), *test, f"{colour}{row['verdict']}")
     return shown
+
+
+def _published(row: Row) -> str:
+    return f"{_shown(row['avg_at_k'], '.4f')} ± {_shown(row['se'])}" if row["k"] else f"{_shown(row['greedy'], '.4f')} (greedy)"
 
 
 def published_table(results: Sequence[Row]) -> list[list[str]]:
@@ -128,15 +134,9 @@ def published_table(results: Sequence[Row]) -> list[list[str]]:
     lines = [["model", *datasets, "average"]]
     for model in dict.fromkeys(row["model"] for row in results):
         rows = [cells.get((model, dataset)) for dataset in datasets]
-        values = [row["avg_at_k"] for row in rows if row is not None and row["avg_at_k"] is not None]
+        values = [row["avg_at_k"] if row["k"] else row["greedy"] for row in rows if row is not None]
         mean = sum(values) / len(values) if len(values) == len(datasets) else None
-        lines.append(
-            [
-                model,
-                *("–" if row is None else f"{_shown(row['avg_at_k'], '.4f')} ± {_shown(row['se'])}" for row in rows),
-                _shown(mean, ".4f"),
-            ]
-        )
+        lines.append([model, *("–" if row is None else _published(row) for row in rows), _shown(mean, ".4f")])
     return lines
 
 

@@ -7,8 +7,11 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from types import TracebackType
 
 import transformers
 
@@ -21,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`worker JOB.json [--parent PID]`; exit code 0 done, 2 a user's mistake (its message is the log's last line)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     if "--parent" in words:
         at = words.index("--parent")
@@ -30,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if len(words) != 1:
             raise UserError(f"A worker takes one job file, got {words}. `memfactory eval` writes it and starts workers.")
-        run_job(Job(**read_json(Path(words[0]))))
+        asked = read_json(Path(words[0]))
+        run_job(Job(**{field.name: asked[field.name] for field in fields(Job) if field.name in asked}))
     except UserError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 2
@@ -44,5 +49,14 @@ def _watch(parent: int) -> None:
     os._exit(3)
 
 
+def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A bug's traceback is the log's last word: threads that still run must not add to it while the interpreter goes down."""
+    traceback.print_exception(kind, error, trace)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    sys.excepthook = _fail
     sys.exit(main())

@@ -29,10 +29,8 @@ def boxed_answer(text: str) -> str | None:
 @SCORER_REGISTRY.register("boxed_em")
 def boxed_em(text: str, golds: Sequence[str]) -> float:
     """1 if the last box equals a gold answer in MemAgent's normal form; no box is 0 (arXiv 2507.02259)."""
-    answer = boxed_answer(text)
-    if answer is None:
-        return 0.0
-    return float(any(normalize_math(answer) == normalize_math(gold) for gold in golds))
+    answer = normalize_math(boxed_answer(text) or "")
+    return float(bool(answer) and any(answer == normalize_math(gold) for gold in golds))
 
 
 @SCORER_REGISTRY.register("boxed_f1")
@@ -71,7 +69,7 @@ def ruler_part(text: str, golds: Sequence[str]) -> float:
 
 
 def _present(said: str | None, golds: Sequence[str]) -> float:
-    wanted = [gold.lower() for gold in golds if gold.strip()]  # an empty gold answer occurs everywhere and says nothing
+    wanted = [gold.strip().lower() for gold in golds if gold.strip()]  # an empty gold answer occurs everywhere and says nothing
     if not said or not wanted:
         return 0.0
     return sum(gold in said.lower() for gold in wanted) / len(wanted)

@@ -49,7 +49,8 @@ class LLMJudge:
 
     async def _score(self, question: str, golds: Sequence[str], answer: str) -> float:
         visible = strip_thinking(answer) or ""
-        judged = boxed_answer(answer) or visible[-_MOST:]
+        boxed = boxed_answer(answer)
+        judged = visible[-_MOST:] if boxed is None else boxed
         if not judged.strip():
             return 0.0
         text = fill(JUDGE, question=json.dumps(question, ensure_ascii=False), golds=json.dumps(list(golds), ensure_ascii=False),
@@ -74,8 +75,15 @@ def verdict(text: str) -> float | None:
         return None
     fenced = _FENCE.fullmatch(visible)
     try:
-        reply = json.loads(fenced.group(1) if fenced else visible)
+        reply = json.loads(fenced.group(1) if fenced else visible, object_pairs_hook=_once)
     except ValueError:
         return None
     said = reply.get("verdict") if isinstance(reply, dict) else None
     return VERDICTS.get(said.strip().lower()) if isinstance(said, str) else None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object that says each thing once: two verdicts are none."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)

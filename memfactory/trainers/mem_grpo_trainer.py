@@ -251,12 +251,16 @@ class MemTrainer(BaseTrainer):
         metrics: dict[str, float] = {}
         scores: list[float] = []
         for name, env in self.eval_envs.items():
-            result = evaluate(self.agent, self.models, env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed)
-            metrics |= {f"eval/{name}/sampled": result.avg_at_k.value, f"eval/{name}/greedy": result.greedy_mean.value}
+            result = evaluate(
+                self.agent, self.models.uncapped(), env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed
+            )
+            metrics |= {f"eval/{name}/greedy": result.greedy_mean.value}
+            if result.k:
+                metrics[f"eval/{name}/sampled"] = result.avg_at_k.value
             if result.coverage < 1:
                 metrics[f"eval/{name}/coverage"] = result.coverage
-            if not math.isnan(result.avg_at_k.value):  # a set lost to infrastructure does not decide which checkpoint is best
-                scores.append(result.avg_at_k.value)
+            if not math.isnan(result.mean.value):  # a set lost to infrastructure does not decide which checkpoint is best
+                scores.append(result.mean.value)
         return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
 
     def about(self) -> dict[str, Any]:
@@ -286,9 +290,7 @@ def _refuse_test_set(training: str | None, held_out: list[str]) -> None:
     """Training on what is held out makes every later number worthless (the public run_MemAgent.sh did)."""
     same = [path for path in held_out if file_hash(path) is not None and file_hash(path) == file_hash(training)]
     if same:
-        raise ConfigError(
-            f"--data_path {training} is the held-out set {same[0]}. Train on another file."
-        )
+        raise ConfigError(f"--data_path {training} is the held-out set {same[0]}. Train on another file.")
 
 
 def roles_of(config: TrainConfig, agent: BaseAgent) -> dict[str, str]:

@@ -54,7 +54,8 @@ def plan_memory(config: TrainConfig, bf16: bool) -> MemoryPlan:
     prompt = config.max_prompt_length or (config.chunk_size or 5000) + (config.max_generate_length or 1024) + 512
     sampled = config.max_generate_length or 1024
     slots = min(config.engine_slots, config.examples_per_step * config.num_generations)
-    cache = _cache_bytes_per_token(text, wide) * (prompt + sampled) * slots
+    # While the cache grows, one of its two buffers stands beside its smaller predecessor.
+    cache = 1.4 * _cache_bytes_per_token(text, wide) * (prompt + sampled) * slots
     tokens = max(config.tokens_per_micro_batch, prompt + sampled)  # a longer row goes alone
     # Rough counts of what autograd keeps per token and layer: the layer's input, or with it the results inside the layer too.
     kept = text.hidden_size * wide * text.num_hidden_layers * (1 if config.gradient_checkpointing else 14)
@@ -63,7 +64,7 @@ def plan_memory(config: TrainConfig, bf16: bool) -> MemoryPlan:
     moments = 8 if config.optimizer == "adamw" else 6
     return MemoryPlan(
         resident={"weights (fp32)": parameters * 4 / GIB, f"{config.optimizer}'s moments (fp32)": parameters * moments / GIB}
-        | ({"reference": parameters * wide / GIB} if config.beta > 0 else {}),
+        | ({"reference": parameters * wide / GIB} if config.beta > 0 or "reference" in config.mapping("roles").values() else {}),
         rollout={"key-value cache": cache / GIB},
         update={
             "gradients (fp32)": parameters * 4 / GIB,
