@@ -267,7 +267,9 @@ import threading, sys
 sys.path.insert(0, {tests!r})
 from test_attempts import Models, Slow, Waits, asks, everything, event_loop
 import asyncio
-threading.Timer({seconds}, lambda: __import__("os")._exit(7)).start()
+limit = threading.Timer({seconds}, lambda: __import__("os")._exit(7))
+limit.daemon = True
+limit.start()
 {body}
 __import__("os")._exit(0)
 """

@@ -132,7 +132,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"name": ""}, ConfigError, r"memfactory data build NAME.*synth_hop"),
-        ({"name": "synth_hops"}, UnknownNameError, r"'synth_hops'. Did you mean 'synth_hop'\? Known: cwe, fwe, hotpotqa, niah"),
+        ({"name": "synth_hops"}, UnknownNameError, r"'synth_hops'. Did you mean 'synth_hop'\? Known: cwe, fwe, hotpotqa, memory-r1, niah"),
         ({"number": 0}, ConfigError, r"--number 0: must be at least 1"),
         ({"tokens": 500}, UnknownNameError, r"option of synth_hop 'tokens'.*Known: docs, seed\."),
         ({"tokenizer": "models/other"}, UnknownNameError, r"option of synth_hop 'tokenizer'"),

@@ -18,14 +18,19 @@ from transformers import AutoTokenizer
 
 import memfactory.data.generators.niah
 import memfactory.data.generators.ruler
+import memfactory.data.generators.synth_dialog
 import memfactory.data.generators.synth_facts
 import memfactory.data.generators.synth_hop
-import memfactory.data.hotpotqa  # noqa: F401 - these imports register the generators
+import memfactory.data.hotpotqa
+import memfactory.data.memory_r1  # noqa: F401 - these imports register the generators
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local, write_text
 from memfactory.common.flags import mapping_of, option
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.audit import Audit, audit
+from memfactory.data.dialog_forms import in_form
+from memfactory.data.dialog_rules import audit_dialogues, is_dialogue
+from memfactory.data.folder import DataFolder, FolderReport, folder_path, makes_folder, write_folder
 from memfactory.data.parquet import read_parquet, require_pyarrow, training_row, write_parquet
 
 ENDINGS = (".json", ".jsonl", ".parquet")
@@ -37,14 +42,17 @@ class BuildConfig:
     """Options of `memfactory data build`. What is left at None, False or empty has the generator's own default."""
 
     name: str | None = option(None, "Which data set: a key of GENERATOR_REGISTRY, as `memfactory list` shows them. Required.")
-    output: str | None = option(None, "File to write: .json, .jsonl, or .parquet for MemAgent's training schema. Required.")
+    output: str | None = option(
+        None, "File to write: .json, .jsonl, or .parquet for MemAgent's training schema; memory-r1: a folder. Required."
+    )
     number: int = option(128, "How many records.")
     seed: int = option(0, "Seed of every random stream; record i depends on (seed, i) and not on --number.")
     docs: int | None = option(None, "Documents in a text (synth_hop, hotpotqa).")
     tokens: int | None = option(None, "Length in tokens of text, question and answer together (niah, vt, cwe, fwe).")
     tokenizer: str = option("models/tiny", "Folder or hub name of the tokenizer that --tokens are counted with.")
-    source: list[str] = option([], "Files to build from (hotpotqa).", "--from")
+    source: list[str] = option([], "Files to build from (hotpotqa, memory-r1).", "--from")
     variant: str | None = option(None, "Which form of the task (niah: single_1 ... multiquery).")
+    form: str = option("dialogue", "Form of a dialogue in the file: dialogue, memory_bank or longmemeval (synth_dialog).")
     legacy_shuffle: bool = option(False, "Order the documents of all items alike, as MemAgent's script does (hotpotqa); leaks places.")
     options: str = option("{}", "Further options of the generator as JSON, such as '{\"chains\": 3}' for vt.")
     plugins: list[str] = option([], "Python files or modules that register your own generators.", "--import")
@@ -58,7 +66,7 @@ class BuildReport:
     path: Path
     number: int
     unit: str
-    """tokens, documents or words: what `mean`, `least` and `most` count in a record."""
+    """tokens, documents, words, turns, sessions or memories: what `mean`, `least` and `most` count in a record."""
     mean: float
     least: int
     most: int
@@ -82,23 +90,43 @@ class BuildReport:
         return rows + [("problem", problem) for problem in checks.problems()]
 
 
-def build(config: BuildConfig) -> BuildReport:
+def build(config: BuildConfig) -> BuildReport | FolderReport:
     """Generate, check and write a data set; a wrong request is refused before anything is generated."""
     start = time.perf_counter()
     if not config.name:
         raise ConfigError(f"Which data set? `memfactory data build NAME --output FILE`; known names: {', '.join(GENERATOR_REGISTRY)}.")
     generator = GENERATOR_REGISTRY.get(config.name)
-    path = _output(config)
+    several = makes_folder(generator)
+    path = folder_path(config.output, config.name) if several else _output(config)
     if config.number < 1:
         raise ConfigError(f"--number {config.number}: must be at least 1.")
-    records = generator(config.number, **_options(config, generator))
+    in_form(config.form, [])
+    options = _options(config, generator)
+    if several:
+        return _build_folder(config, path, generator, options)
+    records = generator(config.number, **options)
     # A bar on a terminal only; the shortest builds are over before it would show.
     shown = list(tqdm(records, total=config.number, desc=config.name, unit="record", delay=2, leave=False, disable=None))
-    checks = audit(config.name, shown)
+    dialogues = all(map(is_dialogue, shown))
+    if config.form != BuildConfig.form and not dialogues:
+        raise ConfigError(f"--form {config.form}: {config.name} makes no dialogues. synth_dialog does.")
+    if dialogues and path.suffix == ".parquet":
+        raise ConfigError(f"--output {config.output}: parquet has MemAgent's schema, which dialogues do not fit. Use .json or .jsonl.")
+    checks = audit_dialogues(shown) if dialogues else audit(config.name, shown)
+    shown = in_form(config.form, shown)
     written = _write(path, shown, config)
     unit, lengths = _lengths(shown)
     mean = sum(lengths) / len(lengths)
     return BuildReport(path, len(shown), unit, mean, min(lengths), max(lengths), checks, written, time.perf_counter() - start)
+
+
+def _build_folder(config: BuildConfig, path: Path, generator: Callable[..., DataFolder], options: dict[str, Any]) -> FolderReport:
+    start = time.perf_counter()
+    for name in ("number", "form"):
+        if getattr(config, name) != getattr(BuildConfig, name):
+            raise ConfigError(f"--{name} {getattr(config, name)}: {config.name} makes fixed files, so leave this option out.")
+    folder = generator(**options)
+    return FolderReport(path, folder, write_folder(path, folder, config.overwrite), time.perf_counter() - start)
 
 
 def token_counter(name: str) -> Callable[[str], int]:
@@ -128,6 +156,7 @@ def _output(config: BuildConfig) -> Path:
         raise ConfigError(f"--output {config.output} is a folder. Give a file in it, such as {path / 'data.json'}.")
     if path.suffix == ".parquet":
         require_pyarrow()
+    path.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be written to is known before the work
     return path
 
 
@@ -167,6 +196,11 @@ def _lengths(records: Sequence[Record]) -> tuple[str, list[int]]:
     for key, unit in (("length", "tokens"), ("num_docs", "documents")):
         if all(key in record for record in records):
             return unit, [record[key] for record in records]
+    for key, unit in (("haystack_sessions", "sessions"), ("M", "memories")):
+        if all(key in record for record in records):
+            return unit, [len(record[key]) for record in records]
+    if all(map(is_dialogue, records)):
+        return "turns", [sum(len(session["turns"]) for session in record["sessions"]) for record in records]
     return "words", [len(record["context"].split()) for record in records]
 
 

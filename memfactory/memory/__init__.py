@@ -1,0 +1,1 @@
+"""What an agent knows, as values: the bank and its operations, embedders, exact search. Knows no model, no prompt and no reward."""

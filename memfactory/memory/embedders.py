@@ -1,0 +1,216 @@
+"""Texts as vectors whose inner product says how alike they are: hashed n-grams by default, a model or a server by choice.
+
+An embedder is a pure function of a text: nothing is drawn at random, so equal texts are always equally near. `embed` is
+synchronous; a coroutine that asks a slow one hands it to a thread. Knows no bank and no item.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import openai
+from numpy.typing import NDArray
+
+from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.registry import EMBEDDER_REGISTRY
+from memfactory.common.settings import load_settings
+
+Vectors = NDArray[np.float32]
+
+_WORD = re.compile(r"\w+")
+_FUNCTION_WORDS = frozenset(
+    "a about am an and are as at be been but by can could did do does for from had has have he her his how i in is it its me my "
+    "not of on or our she so that the their them they this to was we were what when where which who why will with would you your s".split()
+)
+"""Closed-class words of English: without them two sentences are not alike for being sentences."""
+
+
+class Embedder(Protocol):
+    """What search needs of an embedder."""
+
+    name: str
+    """Names the function, its settings included: two embedders of one name give the same vectors."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts [n] -> float32 [n, d] with rows of length 1; a text in which there is nothing to see is a row of zeros."""
+        ...
+
+
+def unit_rows(rows: NDArray[Any]) -> Vectors:
+    """Rows [n, d] scaled to length 1, as float32; a row of zeros stays one."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+
+
+@EMBEDDER_REGISTRY.register("hashed")
+class HashedEmbedder:
+    """Signed hashes of words, word pairs and character n-grams (feature hashing, Weinberger et al., 2009, arXiv 0902.2206).
+
+    Lexical: texts are near if they share words, or pieces of words. The same on every machine: MurmurHash3, no random number.
+    """
+
+    def __init__(self, *, dim: int = 2048, word_share: float = 0.3) -> None:
+        """`dim`: numbers per vector, half for words and half for characters. `word_share`: how much of the cosine is the words'."""
+        # Costs half a second, which only those who search should pay.
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        if dim < 2 or dim % 2 or not 0 <= word_share <= 1:
+            raise ConfigError(f"hashed needs an even dim of 2 or more and word_share in [0, 1], got {dim} and {word_share}.")
+        self.name = f"hashed:{dim}:{word_share:g}"
+        common = {"n_features": dim // 2, "norm": "l2", "lowercase": False, "dtype": np.float32}
+        words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common)
+        characters = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)
+        self._parts = ((words, word_share**0.5), (characters, (1 - word_share) ** 0.5))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts [n] -> [n, dim]; a text without a letter or digit is a row of zeros."""
+        if not texts:
+            return np.zeros((0, 2 * self._parts[0][0].n_features), np.float32)
+        plain = [_content(text) for text in texts]
+        return unit_rows(np.hstack([vectorizer.transform(plain).toarray() * weight for vectorizer, weight in self._parts]))
+
+
+def _content(text: str) -> str:
+    """A text's words in lower case, without function words unless there is nothing else."""
+    words = _WORD.findall(text.lower())
+    return " ".join([word for word in words if word not in _FUNCTION_WORDS] or words)
+
+
+@EMBEDDER_REGISTRY.register("sentence_transformers")
+class SentenceTransformersEmbedder:
+    """A sentence-transformers model (Reimers and Gurevych, 2019, arXiv 1908.10084), run here. Needs the extra of that name."""
+
+    def __init__(self, *, model: str = "sentence-transformers/all-MiniLM-L6-v2", device: str = "cpu", batch_size: int = 64) -> None:
+        """`model`: a hub name or a folder. A missing library or model raises `ConfigError`."""
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ConfigError(
+                f"The embedder 'sentence_transformers' needs a library that is not installed ({error}). "
+                'Run: pip install "sentence-transformers>=5", or choose the embedder "hashed".'
+            ) from error
+        try:
+            self._model = SentenceTransformer(model, device=device)
+        except OSError as error:
+            raise ConfigError(f"No sentence-transformers model at {model!r}: {_line(error)}. Give a hub name or a folder.") from error
+        self.name = f"sentence_transformers:{model}"
+        self._batch_size = batch_size
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts [n] -> [n, d], d being the model's."""
+        asked = list(texts) or [""]
+        rows = self._model.encode(asked, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
+        seen = np.array([[bool(text.strip())] for text in asked])
+        return unit_rows(np.asarray(rows) * seen)[: len(texts)]
+
+
+@EMBEDDER_REGISTRY.register("openai")
+class OpenAIEmbedder:
+    """An OpenAI-compatible embeddings server. What is not given comes from EMBEDDING_* in the environment or `.env`.
+
+    A server that fails, stalls or answers with something else raises `InfrastructureError`, after retries; a refused key or
+    name, or a dimension other than EMBEDDING_DIM, can only fail again and raises `ConfigError`.
+    """
+
+    def __init__(
+        self, *, model: str | None = None, base_url: str | None = None, api_key: str | None = None, dim: int | None = None,
+        batch_size: int = 64, timeout: float = 60.0, max_retries: int = 5,
+    ) -> None:  # fmt: skip
+        """`dim`: the dimension that the server must give; `batch_size`: texts per request; `timeout`: seconds of one try."""
+        settings = load_settings()
+        self.model = model or settings.embedding_model or ""
+        self.base_url = base_url or settings.embedding_base_url
+        self.dim = dim or settings.embedding_dim
+        key = api_key or settings.embedding_api_key
+        if not self.model:
+            raise ConfigError("The embedder 'openai' names no model. Set EMBEDDING_MODEL in .env, or give `model`.")
+        if key is None and self.base_url is None:
+            raise ConfigError(
+                "The embedder 'openai' needs EMBEDDING_API_KEY, or EMBEDDING_BASE_URL for a server without keys. Set them in .env."
+            )
+        self.name = f"openai:{self.model}@{self.base_url or 'api.openai.com'}"
+        self._batch_size = batch_size
+        self._client = openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts [n] -> [n, d]. Blank texts are not sent (servers refuse them): they are rows of zeros."""
+        filled = [at for at, text in enumerate(texts) if text.strip()]
+        batches = [filled[at : at + self._batch_size] for at in range(0, len(filled), self._batch_size)]
+        found = [row for batch in batches for row in self._ask([texts[at] for at in batch])]
+        if len({len(row) for row in found}) > 1:
+            raise InfrastructureError(f"{self.name} gave vectors of different lengths.")
+        rows = np.zeros((len(texts), len(found[0]) if found else self.dim or 0))
+        if found:
+            rows[filled] = found
+        return unit_rows(rows)
+
+    def _ask(self, texts: list[str]) -> list[list[float]]:
+        """One request: the vectors in the order of the texts."""
+        try:
+            reply = self._client.embeddings.create(model=self.model, input=texts, encoding_format="float")
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise ConfigError(f"{self.name} refused the key ({_line(error)}). Set EMBEDDING_API_KEY in .env or the environment.") from error
+        except openai.NotFoundError as error:
+            raise ConfigError(
+                f"{self.name}: no such model or address ({_line(error)}). Check EMBEDDING_MODEL and EMBEDDING_BASE_URL."
+            ) from error
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON, or one without data
+            raise InfrastructureError(f"{self.name} failed: {_line(error)}") from error
+        data = getattr(reply, "data", None)
+        by_index = {getattr(entry, "index", None): getattr(entry, "embedding", None) for entry in data or ()}
+        rows: list[list[float]] = [row for at in range(len(texts)) if (row := by_index.get(at)) is not None and _is_vector(row)]
+        if len(rows) != len(texts):
+            raise InfrastructureError(f"{self.name} answered {len(texts)} texts with {len(rows)} vectors of numbers: {reply!r:.200}")
+        if self.dim and any(len(row) != self.dim for row in rows):
+            raise ConfigError(
+                f"{self.name} gives vectors of {len(rows[0])} numbers, not {self.dim}. Set EMBEDDING_DIM to what the model gives."
+            )
+        return rows
+
+
+def _is_vector(row: Any) -> bool:
+    return isinstance(row, list) and bool(row) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in row)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class CachedEmbedder:
+    """An embedder that is asked once for each text. May be used from several threads.
+
+    Holds the `max_entries` newest texts, by content; only texts that are not held go on, in one call.
+    """
+
+    def __init__(self, embedder: Embedder, *, max_entries: int = 20_000) -> None:
+        if max_entries < 1:
+            raise ConfigError(f"max_entries must be at least 1, got {max_entries}.")
+        self.name = embedder.name
+        self._embedder, self._max = embedder, max_entries
+        self._rows: dict[str, Vectors] = {}
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Texts [n] -> [n, d], the rows that the embedder gives."""
+        with self._lock:
+            rows = {text: self._rows[text] for text in texts if text in self._rows}
+        missing = [text for text in dict.fromkeys(texts) if text not in rows]
+        if missing or not texts:
+            fresh = self._embedder.embed(missing)
+            if not texts:
+                return fresh
+            rows |= zip(missing, fresh, strict=True)
+            self._keep(missing, fresh)
+        return np.stack([rows[text] for text in texts])
+
+    def _keep(self, texts: Iterable[str], rows: Vectors) -> None:
+        with self._lock:
+            # Copies: a row that is a view would keep its whole batch in memory.
+            self._rows |= {text: row.copy() for text, row in zip(texts, rows, strict=True)}
+            for text in list(self._rows)[: max(len(self._rows) - self._max, 0)]:
+                del self._rows[text]

@@ -1,0 +1,27 @@
+"""Exact search among items: every item is compared. Knows embedders by their one method, no store and no prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from memfactory.memory.embedders import Embedder
+from memfactory.memory.items import MemoryItem
+
+DIGITS = 6
+"""Cosines that agree in so many digits are equal: float32 does not promise more, and the order must not hang on it."""
+
+
+def search(query: str, items: Iterable[MemoryItem], embedder: Embedder, k: int, owner: str | None = None) -> list[tuple[MemoryItem, float]]:
+    """The `k` items nearest to the query with their cosines in [-1, 1], best first; equal ones in the order given.
+
+    `owner` leaves only that namespace's items ("" is a namespace too); None leaves all. All items if `k` exceeds them, none if
+    `k` is 0 or less. The embedder's errors pass through.
+    """
+    pool = [item for item in items if owner is None or item.owner == owner]
+    if k <= 0 or not pool:
+        return []
+    vectors = embedder.embed([query, *(item.text for item in pool)]).astype(np.float64)
+    scores = np.clip(vectors[1:] @ vectors[0], -1.0, 1.0).round(DIGITS)
+    return [(pool[at], float(scores[at])) for at in np.argsort(-scores, kind="stable")[:k]]
