@@ -40,6 +40,19 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+ANSWER_MARK = "**Answer:**"
+
+
+def final_answer(text: str) -> str | None:
+    """What an answer says at last: after the last `**Answer:**` (Memory-R1), in the last box there, or all of it; None inside a thought."""
+    visible = strip_thinking(text)
+    if visible is None:
+        return None
+    _, marked, tail = visible.rpartition(ANSWER_MARK)
+    boxed = last_boxed(tail)
+    return boxed if boxed is not None else tail.strip()
+
+
 def normalize_math(text: str) -> str:
     """MemAgent's normal form of an answer: lower case, LaTeX spelling differences and all spaces removed.
 

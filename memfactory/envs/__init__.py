@@ -4,3 +4,4 @@ Importing this package registers the project's own envs.
 """
 
 from memfactory.envs import longcontext as longcontext
+from memfactory.envs import memory_bank as memory_bank

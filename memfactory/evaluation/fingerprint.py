@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
+from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.files import file_hash
 from memfactory.common.prompts import PROMPTS
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, REGISTRIES
@@ -68,7 +69,7 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
         "env": {"type": ENV_REGISTRY.name_of(type(env)), **asdict(env.options), **env.identity()},
         "model": model,
         "agent": {"type": AGENT_REGISTRY.name_of(type(agent)), **agent.describe()},
-        "prompts": hashlib.sha256(repr(sorted(PROMPTS.items())).encode()).hexdigest()[:16],
+        "prompts": hashlib.sha256(repr(sorted((PROMPTS | BANK_PROMPTS).items())).encode()).hexdigest()[:16],
         "decoding": dict(decoding),
         "code": code_hash(),
         "own_code": _own_code(agent, env, *modules),

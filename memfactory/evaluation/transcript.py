@@ -28,7 +28,10 @@ class Told(Protocol):
 
 def transcript(example: dict[str, Any], attempt: Told, reward: float | None) -> str:
     """One whole attempt; what is shown of the example is its question and its gold answers, if it has them."""
-    lines = [f"Question: {example.get('question', '')}", f"Gold: {' | '.join(example.get('answers', []))}", ""]
+    asked, golds = example.get("question", example.get("query", "")), example.get("answers", [])
+    several = isinstance(asked, list)
+    pairs = zip(asked, golds, strict=False) if several else [(asked, golds)]
+    lines = [line for question, gold in pairs for line in (f"Question: {question}", f"Gold: {' | '.join(map(str, gold))}")] + [""]
     for number, (event, memory) in enumerate(attempt.steps, 1):
         lines += [f"[{number}] reads:  {event}", f"    memory: {memory}"]
     lines += ["", f"Answer: {' | '.join(attempt.answers)}", "Reward: none" if reward is None else f"Reward: {reward:g}"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from memfactory.common.parsing import last_boxed, normalize_math, normalize_squad, strip_thinking
+from memfactory.common.parsing import final_answer, last_boxed, normalize_math, normalize_squad, strip_thinking
 from memfactory.common.registry import SCORER_REGISTRY
 
 TAIL = 300
@@ -66,6 +66,20 @@ def ruler_all(text: str, golds: Sequence[str]) -> float:
 def ruler_part(text: str, golds: Sequence[str]) -> float:
     """RULER's string_match_part: 1 if any gold answer occurs in the answer, letter case ignored (arXiv 2404.06654)."""
     return float(_present(strip_thinking(text), golds) > 0)
+
+
+@SCORER_REGISTRY.register("answer_em")
+def answer_em(text: str, golds: Sequence[str]) -> float:
+    """1 if the final answer (after **Answer:**, in a box, or the whole text) equals a gold answer in SQuAD's normal form; empty is 0."""
+    said = normalize_squad(final_answer(text) or "")
+    return float(bool(said) and any(said == normalize_squad(gold) for gold in golds))
+
+
+@SCORER_REGISTRY.register("answer_f1")
+def answer_f1(text: str, golds: Sequence[str]) -> float:
+    """Best token F1 of the final answer with a gold answer (HotpotQA's: yes and no count whole)."""
+    said = final_answer(text)
+    return max((_f1(said, gold) for gold in golds), default=0.0) if said else 0.0
 
 
 def _present(said: str | None, golds: Sequence[str]) -> float:

@@ -3,4 +3,8 @@
 Importing this package registers the project's own modules.
 """
 
+from memfactory.modules import answerer as answerer
 from memfactory.modules import memory_agent as memory_agent
+from memfactory.modules import memory_extractor as memory_extractor
+from memfactory.modules import memory_retriever as memory_retriever
+from memfactory.modules import memory_updater as memory_updater

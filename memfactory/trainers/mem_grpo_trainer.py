@@ -33,6 +33,7 @@ from memfactory.algorithms.credit import assign_credit, paid_stages, without_err
 from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs, without_dropout
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
+from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
@@ -270,7 +271,7 @@ class MemTrainer(BaseTrainer):
             "env": ENV_REGISTRY.name_of(type(self.env)),
             "env_options": asdict(self.env.options),
             "roles": {stage: self.models.role(stage) for stage in self.agent.stages},
-            "prompts": PROMPTS,
+            "prompts": PROMPTS | BANK_PROMPTS,
         }
 
     def _peak_memory(self) -> float:

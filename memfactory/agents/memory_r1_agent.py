@@ -1,0 +1,83 @@
+"""`MemoryR1Agent` (`memory_r1_agent`): a memory bank kept by operations, written once and asked many times.
+
+Memory-R1, Yan et al., 2025, arXiv 2508.19828: facts are extracted from each part of a conversation, the memories near
+them are fetched, a manager decides ADD, UPDATE, DEL or NONE, and an answer agent names the useful ones of the retrieved
+memories and answers. Any of the stages extraction, update and answer is trained; `roles` says who answers the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memfactory.agents.base import BaseAgent
+from memfactory.common.registry import AGENT_REGISTRY
+from memfactory.common.types import View
+from memfactory.engines.chat import Session
+from memfactory.memory.bank import MemoryBank
+from memfactory.modules.answerer import Answerer
+from memfactory.modules.memory_extractor import NaiveExtractor
+from memfactory.modules.memory_retriever import NaiveRetriever
+from memfactory.modules.memory_updater import NaiveUpdater
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryR1Options:
+    """Sizes of what is shown, and what is handed down to the slots."""
+
+    style: str = "json"
+    """json, or lines for models too small for it."""
+    near: int = 10
+    """Memories shown to the manager for each new fact."""
+    answer_from: int = 60
+    """Memories shown to the answer agent."""
+    write_policy: str = "crud"
+    """crud, add_only or temporal."""
+    capacity: int | None = None
+    """Most items in the bank."""
+    chunk_size: int | None = None
+    """Not used: a conversation comes in parts. Here because launchers pass it."""
+    max_chunk_number: int | None = None
+    """Most parts of a conversation in training; longer ones lose their middle (counted)."""
+    max_generate_length: int | None = None
+    """Budget of every turn, in tokens; None leaves each module's own."""
+
+
+@AGENT_REGISTRY.register("memory_r1_agent")
+class MemoryR1Agent(BaseAgent):
+    """Memory-R1: extract, manage, answer."""
+
+    Options = MemoryR1Options
+    slots = {"extractor": "naive_extractor", "updater": "naive_updater", "retriever": "naive_retriever", "answerer": "answerer"}
+    stages = ("extraction", "update", "answer")
+    extractor: NaiveExtractor
+    updater: NaiveUpdater
+    retriever: NaiveRetriever
+    answerer: Answerer
+
+    def slot_options(self, slot: str) -> dict[str, Any]:
+        if slot == "retriever":
+            return {}
+        options = self.options
+        handed: dict[str, Any] = {"style": options.style}
+        if options.max_generate_length is not None:
+            handed["max_tokens"] = options.max_generate_length
+        return handed | ({"write_policy": options.write_policy, "capacity": options.capacity} if slot == "updater" else {})
+
+    def initial(self, view: View) -> MemoryBank:
+        return MemoryBank()
+
+    def events(self, view: View) -> Sequence[Any]:
+        return view.events
+
+    async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> MemoryBank:
+        facts = await self.extractor.generate(model, event)
+        if not facts:
+            return memory
+        shown = await self.retriever.generate(model, memory.items(), facts, self.options.near)
+        return await self.updater.generate(model, memory, facts, shown, str(event.get("date", "")))
+
+    async def read(self, model: Session, memory: Any, question: str) -> str:
+        items = await self.retriever.generate(model, memory.items(), [question], self.options.answer_from)
+        return await self.answerer.rollout(model, items, question)

@@ -1,0 +1,41 @@
+"""`NaiveRetriever`: the memories nearest to a text, by exact search over real embeddings. Asks no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from memfactory.common.registry import EMBEDDER_REGISTRY, MODULE_REGISTRY
+from memfactory.engines.chat import Session
+from memfactory.memory.embedders import CachedEmbedder
+from memfactory.memory.items import MemoryItem
+from memfactory.memory.search import search
+from memfactory.modules.base import BaseModule
+
+
+@MODULE_REGISTRY.register("naive_retriever")
+class NaiveRetriever(BaseModule):
+    """Top k by cosine."""
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """What is near."""
+
+        embedder: str = "hashed"
+        """A key of EMBEDDER_REGISTRY."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
+        super().__init__(tokenizer, device, **kwargs)
+        self.embedder = CachedEmbedder(EMBEDDER_REGISTRY.get(self.options.embedder)())
+
+    async def act(self, model: Session, *args: Any) -> list[MemoryItem]:
+        """`act(model, items, queries, k)` returns the k nearest items of each query, together, in the order of the items."""
+        items: Sequence[MemoryItem]
+        items, queries, k = args
+        if len(items) <= k:
+            return list(items)
+        near = {item.id for query in queries for item, _ in search(query, items, self.embedder, k)}
+        return [item for item in items if item.id in near]

@@ -1,0 +1,70 @@
+"""`NaiveUpdater`: Memory-R1's manager. New facts and the memories near them become ADD, UPDATE, DEL and NONE (arXiv 2508.19828).
+
+Whatever the policy writes, the bank stays whole: what cannot be read changes nothing, what is invalid is rejected and
+counted, the other operations apply. A model can only reach what it was shown: the prompt numbers the memories anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memfactory.common.bank_prompts import in_lines, manage_messages, numbered_lines
+from memfactory.common.errors import unknown_name
+from memfactory.common.registry import MODULE_REGISTRY
+from memfactory.engines.chat import Session
+from memfactory.memory.bank import WRITE_POLICIES, MemoryBank
+from memfactory.memory.items import MemoryItem
+from memfactory.memory.operations import parse_operations, renumber
+from memfactory.modules.base import BaseModule
+
+
+def numbered(items: Sequence[MemoryItem], style: str) -> str:
+    """Memories under the numbers that operations name them by: `0: text` a line, or `relation person 0 value .` in lines."""
+    if not items:
+        return "none"
+    if style == "json":
+        return "\n".join(f"{number}: {item.text}" for number, item in enumerate(items))
+    return numbered_lines([item.text for item in items])
+
+
+@MODULE_REGISTRY.register("naive_updater")
+class NaiveUpdater(BaseModule):
+    """Operations on a `MemoryBank` from new facts."""
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """How it is asked, and what its operations do."""
+
+        max_tokens: int = 1024
+        """Budget of the turn."""
+        style: str = "json"
+        """json, or lines for models too small for it."""
+        write_policy: str = "crud"
+        """crud, add_only, or temporal (nothing is deleted, old facts are closed)."""
+        capacity: int | None = None
+        """Most live items; an ADD over it is rejected."""
+
+        def __post_init__(self) -> None:
+            if self.write_policy not in WRITE_POLICIES:
+                raise unknown_name("write_policy", self.write_policy, WRITE_POLICIES)
+
+    async def act(self, model: Session, *args: Any) -> MemoryBank:
+        """`act(model, bank, facts, shown, when)` returns the new bank; `shown`: the memories near the facts."""
+        bank, facts, shown, when = args
+        options = self.options
+        new = "\n".join(facts) if options.style == "json" else in_lines(facts)
+        messages = manage_messages(numbered(shown, options.style), new, options.style)
+        turn = await model.chat(messages, stage="update", max_tokens=options.max_tokens)
+        parsed = parse_operations(turn.text, facts)
+        if not parsed.readable:
+            model.count("unreadable_update")
+        ops = renumber(parsed.ops, [item.id for item in shown])
+        done = bank.apply(ops, write_policy=options.write_policy, capacity=options.capacity, when=when)
+        for op in done.applied:
+            model.count(f"operation_{op.kind}")
+        for rejection in done.rejected:
+            model.count(f"rejected_{rejection.reason.replace(' ', '_')}")
+        model.count("rejected_operations", len(done.rejected))
+        return done.bank
