@@ -6,6 +6,7 @@ little (kept as `tiny-mild`); a short stage on one that forgets a lot. The last 
 starts from: see models/tiny/README.md for what it was seen to reach.
 
     python models/make_tiny.py --output models/tiny
+    python models/make_tiny.py --skill bank --output models/tiny-bank     the same for Memory-R1's three stages
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memfactory.common.config import TrainConfig
 from memfactory.common.files import write_json, write_jsonl
+from memfactory.data.generators.bank_demonstrator import CAREFUL, CARELESS, bank_demonstrations
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations, echo_row
 from memfactory.data.tiny_tokenizer import make_tiny_tokenizer
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 
 BATCH = 48
+READ_AS: dict[str, dict[str, object]] = {
+    "memory": {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}},
+    "bank": {"agent": "memory_r1_agent", "agent_options": {"style": "lines", "max_generate_length": 48}},
+}
+"""What memfactory.json says of each model: how it is meant to be read."""
 
 
 def new_model(vocab_size: int, eos: int, pad: int) -> Qwen3ForCausalLM:
@@ -55,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("models/tiny"))
     parser.add_argument("--work_dir", type=Path, default=Path("output/make_tiny"))
+    parser.add_argument("--skill", choices=list(READ_AS), default="memory", help="memory: MemAgent's turns; bank: Memory-R1's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--echo_steps", type=int, default=300)
@@ -66,9 +74,14 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     rng = random.Random(f"make_tiny/{args.seed}")
+    careful, careless = (
+        (bank_demonstrations(args.seed, CAREFUL), bank_demonstrations(args.seed + 1, CARELESS))
+        if args.skill == "bank"
+        else (demonstrations(args.seed, MILD), demonstrations(args.seed + 1, FORGETFUL))
+    )
     first = [echo_row(rng) for _ in range(args.echo_steps * BATCH)]
-    first += itertools.islice(demonstrations(args.seed, MILD), args.mild_steps * BATCH)
-    second = list(itertools.islice(demonstrations(args.seed + 1, FORGETFUL), args.forgetful_steps * BATCH))
+    first += itertools.islice(careful, args.mild_steps * BATCH)
+    second = list(itertools.islice(careless, args.forgetful_steps * BATCH))
     stages = [("mild", first, 3e-3, 60, "trapezoid"), ("forgetful", second, 1e-3, 10, "linear")]
     start, log = time.process_time(), {}
     for name, rows, lr, warmup, schedule in stages:
@@ -96,11 +109,11 @@ def main() -> None:
         log[name] = {"steps": len(losses), "loss_first": losses[0], "loss_last_50": sum(losses[-50:]) / len(losses[-50:])}
         log["cpu_minutes"] = (time.process_time() - start) / 60
         target = args.output if name == "forgetful" else args.output.with_name(f"{args.output.name}-{name}")
-        export(model, tokenizer, target)
+        export(model, tokenizer, target, READ_AS[args.skill])
         print(json.dumps(log))
 
 
-def export(model: Qwen3ForCausalLM, tokenizer: object, folder: Path) -> None:
+def export(model: Qwen3ForCausalLM, tokenizer: object, folder: Path, read_as: dict[str, object]) -> None:
     """Write the folder that ships: bf16 weights, tokenizer, no generation settings."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = Qwen3ForCausalLM(model.config)
@@ -109,7 +122,7 @@ def export(model: Qwen3ForCausalLM, tokenizer: object, folder: Path) -> None:
     (folder / "generation_config.json").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     # How it is meant to be read: `memfactory eval --models models/tiny` needs no flags.
-    write_json(folder / "memfactory.json", {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}})
+    write_json(folder / "memfactory.json", read_as)
 
 
 if __name__ == "__main__":

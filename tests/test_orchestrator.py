@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.errors import MarkupError
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_json, write_json
@@ -307,7 +306,8 @@ def test_deaths_and_mistakes_of_real_workers_are_told_and_leave_the_rest_as_it_w
     assert code == 1
     assert {Path(folder).name for folder in report["failed"]} == {"always", "mistake"}
     reasons = {Path(folder).name: reason for folder, reason in report["failed"].items()}
-    assert "ended with exit code 9, 2 times over" in reasons["always"] and reasons["mistake"].startswith("chunk_size 0: must be at least 1 token. (")
+    assert "ended with exit code 9, 2 times over" in reasons["always"]
+    assert reasons["mistake"].startswith("chunk_size 0: must be at least 1 token. (")
     assert "chunk_size 0: must be at least 1 token." in shown and "Traceback" not in shown
     assert {row["dataset"]: row["coverage"] for row in report["results"] if row["coverage"]} == {"once": 1.0, "fine": 1.0}
     greedy = {row["dataset"]: row["greedy"] for row in report["results"]}

@@ -11,12 +11,14 @@ from __future__ import annotations
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from memfactory.common.bank_prompts import ANSWER_FROM_MEMORIES, EXTRACT_LINES, MANAGE_LINES
 from memfactory.common.prompts import NO_MEMORY, PROMPTS, blocks
 from memfactory.data.generators.world import words
 
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 NUM_RESERVED = 32
+"""Rows kept for blocks of later prompts, those that the bank's prompts have taken since included."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endfor %}"
@@ -49,8 +51,11 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     special = [END_OF_TEXT, END_OF_TURN, "<|im_start|>", USER, ASSISTANT]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     fixed = dict.fromkeys(piece for template in PROMPTS.values() for piece in blocks(template))
-    reserved = [f"<|reserved_{n}|>" for n in range(NUM_RESERVED)]
-    texts = [NO_MEMORY, *fixed, *reserved]
+    # The bank's blocks took the first of the rows that were reserved when models/tiny was made: no other id moved.
+    later = dict.fromkeys(piece for template in (EXTRACT_LINES, MANAGE_LINES, ANSWER_FROM_MEMORIES) for piece in blocks(template))
+    bank = [piece for piece in later if piece not in fixed]
+    reserved = [f"<|reserved_{n}|>" for n in range(len(bank), NUM_RESERVED)]
+    texts = [NO_MEMORY, *fixed, *bank, *reserved]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
