@@ -163,8 +163,9 @@ def test_search_is_exact_and_breaks_ties_by_insertion() -> None:
     found = search("q", items, Scripted(table), 10)
     assert [(item.id, score) for item, score in found] == [("3", 1.0), ("1", 0.6), ("2", 0.6), ("4", 0.6), ("0", -1.0)]
     assert search("q", items, Scripted(table), 2) == found[:2]
-    many = [MemoryItem(str(n), "twin") for n in range(100)]
-    assert [item.id for item, _ in search("q", many, Scripted(table), 100)] == [str(n) for n in range(100)]
+    many = [MemoryItem(str(n), "twin" if n % 3 else "far") for n in range(100)]
+    ranked = [int(item.id) for item, _ in search("q", many, Scripted(table), 100)]
+    assert ranked == sorted(range(100), key=lambda n: (n % 3 == 0, n))
     nudged = Scripted(table | {"same": (0.6 + 1e-7, 0.8)})
     assert [item.id for item, _ in search("q", items, nudged, 3)] == ["3", "1", "2"], "rounding does not decide"
 
