@@ -19,6 +19,7 @@ import memfactory.agents
 import memfactory.engines.hf
 import memfactory.engines.scripted
 import memfactory.envs
+import memfactory.memory.embedders
 import memfactory.trainers.mem_grpo_trainer
 import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
 from memfactory.common.config import TrainConfig, read_config
