@@ -32,7 +32,7 @@ from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 BATCH = 48
 READ_AS: dict[str, dict[str, object]] = {
     "memory": {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}},
-    "bank": {"agent": "memory_r1_agent", "agent_options": {"style": "lines", "near": 16, "max_generate_length": 48}},
+    "bank": {"agent": "memory_r1_agent", "agent_options": {"style": "lines", "near": 3, "answer_from": 8, "max_generate_length": 48}},
 }
 """What memfactory.json says of each model: how it is meant to be read."""
 

@@ -18,6 +18,9 @@ from memfactory.data.generators.dialog_bank import Bank, Edit, apply, oracle, re
 from memfactory.data.generators.dialog_world import Path, Statement, answer_text, read_line, read_question, triple
 from memfactory.data.generators.synth_dialog import synth_dialog
 
+NEAR, ANSWER_FROM = 3, 8
+"""Memories shown for each new fact, and for an answer: the agent's options of the tiny model."""
+
 OPERATIONS = ("ADD", "UPDATE", "DEL", "NONE")
 
 
@@ -43,9 +46,15 @@ def _text(said: Statement) -> str:
     return triple(said).removesuffix(" .")
 
 
-def manage(rng: random.Random, bank: Bank, facts: list[Statement], habits: BankHabits) -> tuple[str, Bank]:
-    """(one operation a fact, the bank after them): numbers are positions in the bank, as the prompt shows it."""
-    shown = list(bank)
+def near(bank: Bank, words: set[str], limit: int) -> Bank:
+    """The items that share most words with a text, at most `limit`, in the bank's order: what a lexical retriever would show."""
+    ranked = sorted(bank, key=lambda number: -len(words & set(_text(bank[number]).split())))
+    kept = set(ranked[:limit])
+    return {number: item for number, item in bank.items() if number in kept}
+
+
+def manage(rng: random.Random, bank: Bank, shown: list[int], facts: list[Statement], habits: BankHabits) -> tuple[str, Bank]:
+    """(one operation a fact, the bank after them): numbers are positions among the items `shown`."""
     touched: set[int] = set()
     lines, after = [], bank
     for said in facts:
@@ -99,18 +108,21 @@ def play_bank(rng: random.Random, dialogue: Mapping[str, Any], habits: BankHabit
         response = in_lines(_text(said) for said in everything) or "none"
         rows.append({"messages": extract_messages(" ".join(lines), "lines"), "response": response, "stage": "extraction"})
         if everything:
-            shown = numbered_lines([_text(item) for item in bank.values()])
-            messages = manage_messages(shown, in_lines(_text(said) for said in everything), "lines")
-            operations, bank = manage(rng, bank, everything, habits)
+            kept = {number for said in everything for number in near(bank, {said.relation, said.person}, NEAR)}
+            shown = {number: item for number, item in bank.items() if number in kept}
+            messages = manage_messages(
+                numbered_lines([_text(item) for item in shown.values()]), in_lines(_text(said) for said in everything), "lines"
+            )
+            operations, bank = manage(rng, bank, list(shown), everything, habits)
             rows.append({"messages": messages, "response": operations, "stage": "update"})
-    memories = in_lines(_text(item) for item in bank.values()) or "none"
     for question in dialogue["questions"]:
-        messages = answer_messages(memories, question["question"])
-        rows.append({"messages": messages, "response": answer(rng, bank, question["question"], habits), "stage": "answer"})
+        shown = near(bank, set(question["question"].split()), ANSWER_FROM)
+        messages = answer_messages(in_lines(_text(item) for item in shown.values()) or "none", question["question"])
+        rows.append({"messages": messages, "response": answer(rng, shown, question["question"], habits), "stage": "answer"})
     return rows
 
 
-def bank_demonstrations(seed: int, habits: BankHabits, sessions: tuple[int, ...] = (1, 2, 3), echo: float = 0.1) -> Iterator[Row]:
+def bank_demonstrations(seed: int, habits: BankHabits, sessions: tuple[int, ...] = (1, 2, 3, 5), echo: float = 0.1) -> Iterator[Row]:
     """An endless seeded stream of rows: the demonstrator's turns with a share of copying exercises, mixed in small pools."""
     rng = random.Random(f"bank_demonstrations/{seed}")
     pool: list[Row] = []
