@@ -13,6 +13,7 @@ from pathlib import Path
 
 import transformers
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import memfactory.agents
@@ -75,22 +76,18 @@ def guarded(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        Console(stderr=True).print(f"[bold red]Error:[/] {_escape(f'{error.strerror or error}{where}')}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(f'{error.strerror or error}{where}')}", highlight=False, soft_wrap=True)
         return 2
     except InfrastructureError as error:
-        Console(stderr=True).print(f"[bold red]Failed:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]Failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -135,7 +132,7 @@ def data(arguments: Sequence[str]) -> None:
         made = build(replace(config, name=names[0] if names else config.name))
         table = Table(box=None, show_header=False, pad_edge=False)
         for label, value in made.rows():
-            table.add_row(label, _escape(value))
+            table.add_row(label, escape(value))
         Console(soft_wrap=True, highlight=False).print(table)
     elif verb == "fetch":
         folder, names = parse_flags(FetchConfig, words, "memfactory data fetch", "memfactory data fetch NAME [--folder datas]", 1)
@@ -190,11 +187,11 @@ def list_parts(arguments: Sequence[str]) -> None:
         console.print(f"[bold]{registry.kind}[/]")
         for name, part in registry.items():
             first_line = (part.__doc__ or "").strip().splitlines()
-            console.print(f"  {name:<24} {_escape(first_line[0]) if first_line else ''}")
+            console.print(f"  {name:<24} {escape(first_line[0]) if first_line else ''}")
             slots = [f"{slot}={module}" for slot, module in getattr(part, "slots", {}).items()] if isinstance(part, type) else []
             options = [*slots, *describe_options(part)]
             if options:
-                console.print(f"  {'':<24} [dim]{_escape(', '.join(options))}[/]")
+                console.print(f"  {'':<24} [dim]{escape(', '.join(options))}[/]")
 
 
 if __name__ == "__main__":

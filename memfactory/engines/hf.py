@@ -24,7 +24,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, PromptToo
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
 from memfactory.engines.base import uniforms
-from memfactory.engines.slot_cache import SlotCache
+from memfactory.engines.slot_cache import SlotCache, cache_bytes_per_token
 
 _PREFILL_TOKENS = 65536
 """Most padded tokens in one prefill: what does not fit waits for the next tick."""
@@ -269,10 +269,7 @@ class HFEngine:
 
 def slots_that_fit(model: PreTrainedModel, length: int) -> int:
     """How many rows of `length` tokens the memory that a GPU has free now holds in bf16, with room for growing; at least one."""
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    row = 2 * 2 * text.num_hidden_layers * heads * dim * length
+    row = cache_bytes_per_token(model.config.get_text_config(), 2) * length
     return max(1, int(0.6 * torch.cuda.mem_get_info(model.device)[0] / row))
 
 

@@ -10,12 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 
 def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """(keys, values) of each layer of a prefilled cache, [rows, heads, width, dim]."""
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr,misc]
+
+
+def cache_bytes_per_token(text: PretrainedConfig, wide: int) -> int:
+    """Bytes of keys and values that one token of one row takes, over all layers; `wide`: bytes of a number."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * dim * wide
 
 
 class SlotCache(Cache):

@@ -44,9 +44,7 @@ def paired_rows(base: str, before: Scores, model: str, after: Scores) -> list[Ro
         if min(before.coverage, after.coverage) < 1:
             first, second = getattr(before, metric), getattr(after, metric)
             row["diff_completed"] = number(paired_difference([first[at] for at, _ in shared], [second[at] for _, at in shared]).diff)
-        raw = [before.greedy[at][0] for at, _ in shared], [after.greedy[at][0] for _, at in shared]
-        test = mcnemar(*raw) if metric == "greedy" else None
-        if test is not None:
+        if metric == "greedy" and (test := mcnemar([before.greedy[at][0] for at, _ in shared], [after.greedy[at][0] for _, at in shared])):
             row |= {"only_base_right": test.only_a, "only_model_right": test.only_b, "mcnemar_p": float(f"{test.p:.3g}")}
         rows.append(row)
     return rows

@@ -22,7 +22,7 @@ from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
+from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
 from memfactory.evaluation.statistics import Mean, clustered_mean
 
 SHOWN = 3
@@ -115,10 +115,11 @@ def evaluate(
     examples = [env[at] for at in range(number)]
     ledger = ledger if ledger is not None else Ledger()
     done = ledger.done()
-    planned = [(example, kind, attempt) for example in examples for kind, count in ((GREEDY, 1), (SAMPLED, k)) for attempt in range(count)]
-    missing = [(e, kind, attempt) for e, kind, attempt in planned if (e["example_id"], kind, attempt) not in done]
-    if on_progress and len(planned) > len(missing):
-        on_progress(len(planned) - len(missing))
+    by_name = {example["example_id"]: example for example in examples}
+    asked = planned(list(by_name), k)
+    missing = [(by_name[key[0]], *key[1:]) for key in asked if key not in done]
+    if on_progress and len(asked) > len(missing):
+        on_progress(len(asked) - len(missing))
     views = {e["example_id"]: env.observe(e) for e, _, _ in missing}
     requests = [
         Request(views[e["example_id"]], attempt) if kind == GREEDY else Request(views[e["example_id"]], attempt, temperature, top_p)
@@ -142,8 +143,12 @@ def scores_of(dataset: str, examples: Sequence[str], k: int, attempts: Mapping[t
 
     greedy = [row(example, GREEDY, 1) for example in examples]
     sampled = [row(example, SAMPLED, k) for example in examples]
-    planned = [(e, kind, n) for e in examples for kind, count in ((GREEDY, 1), (SAMPLED, k)) for n in range(count)]
-    return Scores(dataset, list(examples), sampled, greedy, {key: attempts[key] for key in planned if key in attempts})
+    return Scores(dataset, list(examples), sampled, greedy, {key: attempts[key] for key in planned(examples, k) if key in attempts})
+
+
+def planned(examples: Sequence[str], k: int) -> list[Key]:
+    """The attempts of an evaluation: of each example one greedy and k sampled ones."""
+    return [(example, kind, number) for example in examples for kind, count in ((GREEDY, 1), (SAMPLED, k)) for number in range(count)]
 
 
 def headline(rewards: Mapping[str, Tensor]) -> Tensor:

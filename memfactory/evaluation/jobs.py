@@ -24,9 +24,9 @@ from memfactory.engines.hf import slots_that_fit
 from memfactory.engines.load import load_causal_lm, load_tokenizer, model_hash
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.fingerprint import fingerprint
-from memfactory.evaluation.harness import SHOWN, Scores, evaluate, scores_of
+from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
 from memfactory.evaluation.leak import check_no_leak
-from memfactory.evaluation.ledger import GREEDY, SAMPLED, Ledger, read_attempts
+from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
 from memfactory.evaluation.transcript import transcript
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
         write_json(folder / "job.json", asdict(job) | {"examples": examples})
-        planned = {(e, kind, n) for e in examples for kind, count in ((GREEDY, 1), (SAMPLED, job.k)) for n in range(count)}
-        models = Models({}) if planned <= ledger.done() else models_of(job, agent, device)
+        models = Models({}) if ledger.done().issuperset(planned(examples, job.k)) else models_of(job, agent, device)
         scores = evaluate(
             agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
             ledger=ledger, on_progress=on_progress,
@@ -118,10 +117,15 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     return scores
 
 
+def trained_as(model: str) -> dict[str, Any]:
+    """What a checkpoint's memfactory.json says; nothing if the model has none."""
+    path = Path(model).expanduser() / "memfactory.json"
+    return read_json(path) if path.is_file() else {}
+
+
 def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
     """(agent, options): the job's over those that the checkpoint's memfactory.json gives, if it is of the same agent."""
-    path = Path(job.model).expanduser() / "memfactory.json"
-    about = read_json(path) if path.is_file() else {}
+    about = trained_as(job.model)
     agent = job.agent or about.get("agent", "memagent")
     AGENT_REGISTRY.get(agent)
     options: dict[str, Any] = {}

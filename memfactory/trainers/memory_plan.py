@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from memfactory.common.config import TrainConfig
 from memfactory.engines.load import load_config
+from memfactory.engines.slot_cache import cache_bytes_per_token
 from memfactory.trainers.base import required_model
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def plan_memory(config: TrainConfig, bf16: bool) -> MemoryPlan:
     sampled = config.max_generate_length or 1024
     slots = min(config.engine_slots, config.examples_per_step * config.num_generations)
     # While the cache grows, one of its two buffers stands beside its smaller predecessor.
-    cache = 1.4 * _cache_bytes_per_token(text, wide) * (prompt + sampled) * slots
+    cache = 1.4 * cache_bytes_per_token(text, wide) * (prompt + sampled) * slots
     tokens = max(config.tokens_per_micro_batch, prompt + sampled)  # a longer row goes alone
     # Rough counts of what autograd keeps per token and layer: the layer's input, or with it the results inside the layer too.
     kept = text.hidden_size * wide * text.num_hidden_layers * (1 if config.gradient_checkpointing else 14)
@@ -72,12 +73,6 @@ def plan_memory(config: TrainConfig, bf16: bool) -> MemoryPlan:
             "logits": trained * text.vocab_size * 4 * 3 / GIB,
         },
     )
-
-
-def _cache_bytes_per_token(text: PretrainedConfig, wide: int) -> int:
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * dim * wide
 
 
 def report_memory(config: TrainConfig, device: torch.device) -> None:
