@@ -68,7 +68,10 @@ def normalize_math(text: str) -> str:
     return text.replace(" ", "")
 
 
-def normalize_squad(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016)."""
+def normalize_squad(text: str, articles: str = "a|an|the") -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016).
+
+    `articles`: a pattern of the words that do not count; LoCoMo's form leaves out `and` too.
+    """
     text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    return " ".join(re.sub(rf"\b({articles})\b", " ", text).split())

@@ -4,3 +4,4 @@ Importing this package registers the rules.
 """
 
 from memfactory.judges import exact as exact
+from memfactory.judges import published as published

@@ -8,7 +8,7 @@ rounded: two of three is 2/3 (MemAgent's evaluation rounds each item to .67 befo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from memfactory.common.parsing import final_answer, last_boxed, normalize_math, normalize_squad, strip_thinking
 from memfactory.common.registry import SCORER_REGISTRY
@@ -36,8 +36,7 @@ def boxed_em(text: str, golds: Sequence[str]) -> float:
 @SCORER_REGISTRY.register("boxed_f1")
 def boxed_f1(text: str, golds: Sequence[str]) -> float:
     """Best token F1 of the last box with a gold answer (HotpotQA's: SQuAD's normal form, yes and no count whole); no box is 0."""
-    answer = boxed_answer(text)
-    return 0.0 if answer is None else max((_f1(answer, gold) for gold in golds), default=0.0)
+    return best_of(token_f1, boxed_answer(text), golds)
 
 
 @SCORER_REGISTRY.register("boxed_sub_em")
@@ -78,8 +77,27 @@ def answer_em(text: str, golds: Sequence[str]) -> float:
 @SCORER_REGISTRY.register("answer_f1")
 def answer_f1(text: str, golds: Sequence[str]) -> float:
     """Best token F1 of the final answer with a gold answer (HotpotQA's: yes and no count whole)."""
-    said = final_answer(text)
-    return max((_f1(said, gold) for gold in golds), default=0.0) if said else 0.0
+    return best_of(token_f1, final_answer(text), golds)
+
+
+def best_of(rule: Callable[[str, str], float], said: str | None, golds: Sequence[str]) -> float:
+    """The best `rule(said, gold)` over the gold answers; 0 where `said` is None or no gold answer is given."""
+    # As text: files have numbers among their gold answers, and not every loader mends them.
+    return 0.0 if said is None else max((rule(said, str(gold)) for gold in golds), default=0.0)
+
+
+def token_f1(said: str, gold: str) -> float:
+    """HotpotQA's F1 of the words in SQuAD's normal form; a yes, no or noanswer on one side alone is 0 (arXiv 1809.09600)."""
+    answer, wanted = normalize_squad(said), normalize_squad(gold)
+    if answer != wanted and _CLOSED & {answer, wanted}:
+        return 0.0
+    return overlap_f1(answer.split(), wanted.split())
+
+
+def overlap_f1(said: Collection[str], wanted: Collection[str]) -> float:
+    """F1 of two collections of words: lists count a repeated word as often as both have it, sets once. Nothing in common is 0."""
+    common = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * common / (len(said) + len(wanted)) if common else 0.0
 
 
 def _present(said: str | None, golds: Sequence[str]) -> float:
@@ -87,11 +105,3 @@ def _present(said: str | None, golds: Sequence[str]) -> float:
     if not said or not wanted:
         return 0.0
     return sum(gold in said.lower() for gold in wanted) / len(wanted)
-
-
-def _f1(answer: str, gold: str) -> float:
-    if normalize_squad(answer) != normalize_squad(gold) and _CLOSED & {normalize_squad(answer), normalize_squad(gold)}:
-        return 0.0
-    said, wanted = normalize_squad(answer).split(), normalize_squad(gold).split()
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted)) if common else 0.0
