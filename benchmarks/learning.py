@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What the tiny agent learns, and from what: GRPO beside its ablations and beside more supervised steps, on one budget.
+"""What the tiny agents learn, and from what: GRPO beside its ablations and beside more supervised steps, on one budget.
 
 Every arm starts from the same base, gets about the same CPU minutes on one thread and is scored on the same held-out questions;
-gains are paired by question. Finished arms are kept: a second start runs what is missing.
+gains are paired by example. Finished arms are kept: a second start runs what is missing.
 
-    python benchmarks/learning.py --seeds 0 1 2 --workers 2
+    python benchmarks/learning.py --skill memagent --seeds 0 1 2 --workers 2
+    python benchmarks/learning.py --skill memory_r1 --arms grpo answer writing
 """
 
 from __future__ import annotations
@@ -18,49 +19,30 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from skills import SKILLS, Arm, Skill
+
 from memfactory.common.files import read_json, write_json, write_jsonl, write_text
-from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations
 from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.jobs import Job, run_job
 from memfactory.evaluation.jobs import load_scores as load_folder
+from memfactory.evaluation.ledger import SAMPLED
 from memfactory.evaluation.statistics import clustered_mean, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "examples/configs/tiny.yaml"
-SETS = ["eval", "eval_8chunks", "eval_newnames", "eval_16chunks"]
-ARMS: dict[str, dict[str, object]] = {
-    "grpo": {},
-    "sft_same": {"demonstrator": FORGETFUL},
-    "final_turn": {"credit": "final_turn", "max_steps": 164},  # its updates are shorter: more steps for the same minutes
-    "public_style": {"old_logprobs": "recompute", "aggregation": "sequence", "advantage": "std"},
-    "sft_mild": {"demonstrator": MILD},
-}
-ABOUT = {
-    "grpo": "examples/configs/tiny.yaml as it ships",
-    "final_turn": "only the answer turn is paid",
-    "public_style": "old log-probs recomputed before each update, sequence mean, advantages divided by the group's std",
-    "sft_same": "more supervised steps from the base's own demonstrator",
-    "sft_mild": "more supervised steps from the more careful demonstrator of its first stage",
-}
 SFT_FLAGS = ["--optimizer", "muon", "--lr", "1e-3", "--lr_schedule", "linear", "--batch_size", "48", "--num_minibatches", "1"]
 
 
-def run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
+def run_arm(name: str, seed: int, args: argparse.Namespace) -> None:
     """Train one arm in a process of its own, then score it there."""
-    folder = args.output / f"{arm}-{seed}"
+    skill: Skill = SKILLS[args.skill]
+    arm = skill.arms[name]
+    folder = args.output / f"{name}-{seed}"
     if (folder / "scores.json").is_file():
         return
-    flags = ["--output_dir", str(folder), "--seed", str(seed), "--eval_steps", "0"]
-    options = dict(ARMS[arm])
-    habits = options.pop("demonstrator", None)
-    if habits is not None:
-        data = folder.with_suffix(".jsonl")
-        write_jsonl(data, itertools.islice(demonstrations(1000 + seed, habits), args.sft_steps * 48))  # type: ignore[arg-type]
-        flags += ["--trainer", "mem_sft", "--data_path", str(data), *SFT_FLAGS, "--max_steps", str(args.sft_steps)]
-    else:
-        options = {"max_steps": args.steps} | options
-        flags += [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    train = [sys.executable, "-m", "memfactory.cli", "train", CONFIG, *flags, "--resume", "True", "--save_steps", "20"]
-    score = [sys.executable, __file__, "--score", str(folder / "last"), "--into", str(folder / "scores.json")]
+    train = [sys.executable, "-m", "memfactory.cli", "train", skill.config, *flags_of(skill, arm, seed, folder)]
+    train += ["--output_dir", str(folder), "--seed", str(seed), "--eval_steps", "0", "--resume", "True", "--save_steps", "20"]
+    score = [sys.executable, __file__, "--skill", args.skill, "--score", str(folder / "last"), "--arm", name]
+    score += ["--into", str(folder / "scores.json")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with folder.with_suffix(".log").open("w") as log:
         for command in (train, score):
@@ -68,14 +50,24 @@ def run_arm(arm: str, seed: int, args: argparse.Namespace) -> None:
     folder.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
-def score_folder(model_folder: str, into: Path) -> None:
-    """avg@4 and greedy of a model folder on every held-out set."""
-    from memfactory.evaluation.jobs import Job, run_job
+def flags_of(skill: Skill, arm: Arm, seed: int, folder: Path) -> list[str]:
+    """What an arm says over its skill's configuration; the rows of a supervised control are written beside its folder."""
+    if arm.demonstrations is not None:
+        data = folder.with_suffix(".jsonl")
+        write_jsonl(data, itertools.islice(arm.demonstrations(seed), skill.sft_steps * 48))
+        return ["--trainer", "mem_sft", "--data_path", str(data), *SFT_FLAGS, "--max_steps", str(skill.sft_steps)]
+    options: dict[str, object] = {"max_steps": skill.steps} | arm.flags
+    if arm.roles:
+        options["roles"] = json.dumps(arm.roles)
+    return [part for key, value in options.items() for part in (f"--{key}", str(value))]
 
-    shared = {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}, "device": "cpu", "threads": 1}
-    folders = {name: into.with_suffix("") / name for name in SETS}
+
+def score_folder(skill: Skill, model: str, into: Path, arm: Arm | None = None) -> None:
+    """avg@4 and greedy of a model folder on every held-out set; stages that an arm did not train are the base's."""
+    folders = {name: into.with_suffix("") / name for name in skill.sets}
+    roles = {"roles": arm.roles, "reference": skill.base} if arm is not None and arm.roles else {}
     for name, folder in folders.items():
-        run_job(Job(into.parent.name, model_folder, name, f"datas/tiny/{name}.json", str(folder), **shared))  # type: ignore[arg-type]
+        run_job(Job(into.parent.name, model, name, f"{skill.data}/{name}.json", str(folder), **skill.job, **roles))  # type: ignore[arg-type]
     write_json(into, {name: str(folder) for name, folder in folders.items()})
 
 
@@ -88,29 +80,57 @@ def cpu_and_steps(folder: Path) -> str:
     return f"{last['step']} steps, {last['cpu_seconds_total'] / 60:.1f} min"
 
 
-def per_length(base: dict[str, Scores], arms: dict[str, dict[str, Scores]]) -> list[str]:
-    """Sampled accuracy by number of chunks and hops, the base beside the mean over GRPO's seeds."""
-    examples = {name: read_json(ROOT / f"datas/tiny/{name}.json") for name in SETS}
-    lines = ["| chunks | hops | n | base | grpo |", "|--:|--:|--:|--:|--:|"]
-    cells: dict[tuple[int, int], list[tuple[str, int]]] = {}
-    for name in ("eval", "eval_8chunks", "eval_16chunks"):
-        for at, row in enumerate(examples[name]):
-            cells.setdefault((row["num_chunks"], row["hops"]), []).append((name, at))
+def per_kind(skill: Skill, base: dict[str, Scores], arms: dict[str, dict[str, Scores]]) -> list[str]:
+    """Sampled accuracy by kind of question, the base beside the mean over GRPO's seeds."""
     trained = [scores for key, scores in arms.items() if key.startswith("grpo-")]
-    for (chunks, hops), places in sorted(cells.items()):
-        before = clustered_mean([base[name].sampled[at] for name, at in places]).value
-        after = sum(clustered_mean([s[name].sampled[at] for name, at in places]).value for s in trained) / max(len(trained), 1)
-        lines.append(f"| {chunks} | {hops} | {len(places)} | {before:.2f} | {after:.2f} |")
+    cells = by_type(skill, base) if "env" in skill.job else by_length(skill, base)
+    lines = ["| set | kind | n | base | grpo |", "|---|---|--:|--:|--:|"]
+    for (name, kind), places in cells.items():
+
+        def mean(scores: dict[str, Scores], name: str = name, places: list[tuple[int, int | None]] = places) -> float:
+            return clustered_mean([marks(scores[name], at, question) for at, question in places]).value
+
+        after = sum(map(mean, trained)) / max(len(trained), 1)
+        lines.append(f"| {name} | {kind} | {len(places)} | {mean(base):.2f} | {after:.2f} |")
     return lines
+
+
+def marks(scores: Scores, at: int, question: int | None) -> list[float]:
+    """The sampled scores of an example, or of one of its questions."""
+    if question is None:
+        return scores.sampled[at]
+    attempts = [scores.attempts[scores.examples[at], SAMPLED, number] for number in range(scores.k)]
+    return [float(attempt.questions[question] or 0.0) for attempt in attempts]
+
+
+def by_length(skill: Skill, base: dict[str, Scores]) -> dict[tuple[str, str], list[tuple[int, int | None]]]:
+    """MemAgent's questions by chunks and hops."""
+    cells: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
+    for name in base:
+        rows = enumerate(read_json(ROOT / skill.data / f"{name}.json"))
+        for at, row in sorted(rows, key=lambda entry: (entry[1]["num_chunks"], entry[1]["hops"])):
+            cells.setdefault((name, f"{row['num_chunks']} chunks, {row['hops']} hops"), []).append((at, None))
+    return cells
+
+
+def by_type(skill: Skill, base: dict[str, Scores]) -> dict[tuple[str, str], list[tuple[int, int | None]]]:
+    """A dialogue's questions by their type."""
+    cells: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
+    for name in base:
+        for at, row in enumerate(read_json(ROOT / skill.data / f"{name}.json")):
+            for number, question in enumerate(row["questions"]):
+                cells.setdefault((name, question["type"]), []).append((at, number))
+    return dict(sorted(cells.items()))
 
 
 def report(args: argparse.Namespace) -> str:
     """Every arm and seed against the base, as Markdown."""
+    skill: Skill = SKILLS[args.skill]
     base = load_scores(args.output / "base.json")
-    lines = ["One thread an arm; the CPU minutes of training stand in each row. Base: `models/tiny`.", ""]
-    lines += [f"- `{arm}`: {ABOUT[arm]}" for arm in args.arms]
+    lines = [f"One thread an arm; the CPU minutes of training stand in each row. Base: `{skill.base}`.", ""]
+    lines += [f"- `{arm}`: {skill.arms[arm].about}" for arm in args.arms]
     arms: dict[str, dict[str, Scores]] = {}
-    for name in SETS:
+    for name in skill.sets:
         lines += [
             "",
             f"### {name}",
@@ -134,29 +154,33 @@ def report(args: argparse.Namespace) -> str:
                 f"| {arm} | {seed} | {cpu_and_steps(folder)} | {mean.value:.3f} ± {mean.se:.3f} | {scores.greedy_mean.value:.3f} | "
                 f"{gains[0]} | {gains[1]} |"
             )
-    return "\n".join([*lines, "", "### By chunks and hops (sampled)", "", *per_length(base, arms)]) + "\n"
+    return "\n".join([*lines, "", "### By kind of question (sampled)", "", *per_kind(skill, base, arms)]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "output/learning")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--skill", default="memagent", choices=list(SKILLS))
+    parser.add_argument("--output", type=Path, help="default: output/learning/SKILL")
+    parser.add_argument("--arms", nargs="+", help="default: all of the skill's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=88, help="GRPO steps: about 5.5 CPU minutes")
-    parser.add_argument("--sft_steps", type=int, default=1600, help="supervised steps of the controls: at least the same CPU minutes")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="print the report of what has been run, and run nothing")
     parser.add_argument("--score", help="internal: a model folder to score")
+    parser.add_argument("--arm", help="internal: the arm that it is of")
     parser.add_argument("--into", type=Path)
     args = parser.parse_args()
+    skill = SKILLS[args.skill]
+    args.arms = args.arms or list(skill.arms)
+    if unknown := [arm for arm in args.arms if arm not in skill.arms]:
+        parser.error(f"{args.skill} has no arm {', '.join(unknown)}. It has: {', '.join(skill.arms)}.")
     if args.score:
-        score_folder(args.score, args.into)
+        score_folder(skill, args.score, args.into, skill.arms[args.arm])
         return
     os.chdir(ROOT)
-    args.output = args.output.resolve()
+    args.output = (args.output or ROOT / "output/learning" / args.skill).resolve()
     args.output.mkdir(parents=True, exist_ok=True)
     if not (args.output / "base.json").is_file():
-        score_folder("models/tiny", args.output / "base.json")
+        score_folder(skill, skill.base, args.output / "base.json")
     if args.report:
         print(report(args))
         return

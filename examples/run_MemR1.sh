@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # Memory-R1 (arXiv 2508.19828) with the hyper-parameters of the public run_MemR1.sh; what is paid here is the outcome, not the format.
-# Paths come from the environment, further flags pass through and win.
+# Paths come from the environment, further flags pass through and win. CONFIG takes a file of settings instead of those below:
+#   CONFIG=examples/configs/tiny_bank.yaml OUTPUT_DIR=output/tiny_bank bash examples/run_MemR1.sh     # the tiny base, one CPU core
 set -euo pipefail
 cd "$(dirname "$0")/.."  # relative paths are read from the project's folder
 source examples/environment.sh
+
+if [ -n "${CONFIG:-}" ]; then
+    train "$CONFIG" --output_dir "${OUTPUT_DIR:-output/$(basename "$CONFIG" .yaml)}" ${MODEL_PATH:+--model_name_or_path "$MODEL_PATH"} \
+        ${DATA_PATH:+--data_path "$DATA_PATH"} "$@"
+fi
 
 MODEL_PATH="${MODEL_PATH:-models/Qwen2.5-3B-Instruct}"
 DATA_PATH="${DATA_PATH:-datas/memory_r1/train.jsonl}"  # memfactory data build memory-r1 --from locomo10.json --output datas/memory_r1

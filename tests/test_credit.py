@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,43 @@ def test_stage_reward_pays_its_stage_and_default_pays_the_rest() -> None:
         [pytest.approx(0.5), pytest.approx(-0.2)],
         [pytest.approx(-0.5), pytest.approx(0.2)],
     ]
+
+
+def asked_twice(*, trainable: bool = True) -> list[Turn]:
+    answers = [replace(make_turn("answer", trainable=trainable), question=number) for number in (0, 1)]
+    return [make_turn("update"), *answers]
+
+
+def test_a_turn_that_works_for_one_question_is_paid_by_that_question() -> None:
+    groups = [make_group(asked_twice(), asked_twice())]
+    rewards = {"default": torch.tensor([0.75, 0.25]), "question": torch.tensor([[1.0, 0.5], [0.0, 0.5]])}
+    found = assign_credit(groups, rewards)
+    assert found.advantages == [[0.25, 0.5, None], [-0.25, -0.5, None]], "both answered the second question alike: nothing to learn"
+    staged = assign_credit(groups, rewards | {"answer": torch.tensor([1.0, 0.0])})
+    assert staged.advantages == [[0.25, 0.5, 0.5], [-0.25, -0.5, -0.5]], "a reward of the stage's own name comes first"
+
+
+def test_examples_may_have_fewer_questions_and_a_judge_may_fail_on_one() -> None:
+    one = [make_turn("update"), replace(make_turn("answer"), question=0)]
+    groups = [make_group(asked_twice(), asked_twice(), asked_twice()), make_group(one, one)]
+    nan = math.nan
+    questions = torch.tensor([[1.0, nan], [0.0, 1.0], [0.0, 0.0], [1.0, nan], [0.0, nan]])
+    found = assign_credit(groups, {"default": torch.tensor([nan, 0.5, 0.0, 1.0, 0.0]), "question": questions})
+    assert found.advantages[0] == [None, pytest.approx(2 / 3), None], "what the judge lost is left out, the rest is not"
+    assert found.advantages[1] == [0.25, pytest.approx(-1 / 3), 0.5]
+    assert found.advantages[3:] == [[0.5, 0.5], [-0.5, -0.5]]
+    assert found.unscorable == 1, "an example with fewer questions has lost nothing"
+    lost = make_group(asked_twice(), asked_twice())
+    lost.trajectories[0].error = "time-out"
+    found = assign_credit([lost], {"default": torch.tensor([1.0, 0.0]), "question": torch.tensor([[1.0, 1.0], [0.0, 0.0]])})
+    assert found.advantages == [[None] * 3] * 2 and found.unscorable == 1
+
+
+def test_question_rewards_of_another_shape_are_refused() -> None:
+    groups = [make_group(asked_twice(), asked_twice())]
+    for wrong in (torch.zeros(2), torch.zeros(3, 2), torch.zeros(1, 2)):
+        with pytest.raises(ValueError, match=r"rewards\['question'\] must be \[2, questions\]"):
+            assign_credit(groups, {"default": torch.zeros(2), "question": wrong})
 
 
 def test_without_default_a_stage_that_is_not_paid_is_not_trained() -> None:

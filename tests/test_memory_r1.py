@@ -16,11 +16,11 @@ from memfactory.agents.build import local_models
 from memfactory.agents.memory_r1_agent import MemoryR1Agent
 from memfactory.common.bank_prompts import answer_messages, extract_messages, manage_messages
 from memfactory.common.config import TrainConfig
-from memfactory.common.errors import ConfigError
+from memfactory.common.errors import ConfigError, UserError
 from memfactory.common.files import write_json, write_jsonl
 from memfactory.common.types import Messages, Trajectory
 from memfactory.data.dialog_forms import memory_bank_rows
-from memfactory.data.generators import dialog_bank, dialog_world
+from memfactory.data.generators.bank_player import between, rule_player
 from memfactory.data.generators.synth_dialog import synth_dialog
 from memfactory.engines.chat import Models
 from memfactory.engines.scripted import ScriptedChat
@@ -31,51 +31,6 @@ from memfactory.memory.bank import MemoryBank
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
 
 Answer = Callable[[Messages, str], str]
-
-
-def between(text: str, tag: str) -> str:
-    return text.split(f"<{tag}>\n")[1].split(f"\n</{tag}>")[0]
-
-
-def sentences(text: str) -> list[str]:
-    return [] if text == "none" else [f"{part.strip()} ." for part in text.split(" .") if part.strip()]
-
-
-def shown_bank(text: str) -> dict[int, Any]:
-    """`key ID value .` as the rules' bank."""
-    bank = {}
-    for sentence in sentences(text):
-        words = sentence.split()
-        at = max(n for n, word in enumerate(words) if word.isdigit())
-        number = int(words.pop(at))
-        bank[number] = dialog_world.read_line(" ".join(words))
-    return bank
-
-
-def rule_player(policy: str, update: Callable[[str], str] = lambda text: text) -> Answer:
-    """A policy for all three stages: perfect extraction and reading, operations by a named rule, changed by `update`."""
-
-    def answer(messages: Messages, stage: str) -> str:
-        text = messages[0]["content"]
-        if stage == "extraction":
-            facts = [line for line in sentences(between(text, "conversation")) if dialog_world.read_line(line) is not None]
-            return " ".join(facts) or "none"
-        if stage == "update":
-            bank, lines = shown_bank(between(text, "memory")), []
-            for fact in sentences(between(text, "facts")):
-                said = dialog_world.read_line(fact)
-                assert said is not None
-                key = " ".join(fact.split()[:2])
-                for edit in dialog_bank.POLICIES[policy](bank, said, 99)[:1]:
-                    lines.append(f"{key} {'new' if edit.op == 'ADD' else edit.id} {edit.op} .")
-            return update("\n".join(lines) or "none .")
-        bank = {number: dialog_world.read_line(line) for number, line in enumerate(sentences(between(text, "memories")))}
-        path = dialog_world.read_question(between(text, "question"))
-        assert path is not None
-        values = dialog_bank.read(bank, path)  # type: ignore[arg-type]
-        return f"**Answer:** {dialog_world.answer_text(values, 'triples') if values else 'unknown'}"
-
-    return answer
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +120,32 @@ def test_the_outcome_is_the_mean_over_questions_and_a_question_not_reached_is_wr
     rewards = env.compute_reward({"answer": [""] * 3}, env.collate_fn([env[0]]), 3, trajectories=attempts)
     assert rewards["default/outcome"].tolist() == pytest.approx([1.0, 1 / len(golds), 0.0])
     assert rewards["default"].tolist() == rewards["default/outcome"].tolist()
+
+
+def test_an_answer_is_paid_for_its_own_question_and_writing_for_all(env: MemoryBankEnv) -> None:
+    golds = [answers[0] for answers in env[0]["answers"]]
+    asked = len(golds)
+    attempts = [Trajectory(answers=[*golds[:at], "wrong"]) for at in range(2)]
+    together = MemoryBankEnv(str(env.data_path), answers_paid="mean")
+    for paid, own in ((env, True), (together, False)):
+        rewards = paid.compute_reward({"answer": [""] * 2}, paid.collate_fn([env[0]]), 2, trajectories=attempts)
+        assert ("question" in rewards) is own
+        assert rewards["default/question"].tolist() == [[0.0] * asked, [1.0] + [0.0] * (asked - 1)]
+        assert rewards["default"].tolist() == pytest.approx([0.0, 1 / asked])
+    with pytest.raises(UserError, match="answers_paid 'all'.*mean, own"):
+        MemoryBankEnv(str(env.data_path), answers_paid="all")
+
+
+def test_every_answer_turn_knows_its_question_and_the_ledger_each_score(env: MemoryBankEnv) -> None:
+    agent = MemoryR1Agent(None, "cpu", style="lines")
+    models = Models({"policy": ScriptedChat(rule_player("never delete"))})
+    (group,) = agent.rollout(models, [env.observe(env[0])], 1)
+    turns = group.trajectories[0].turns
+    assert [turn.question for turn in turns if turn.stage == "answer"] == list(range(len(env[0]["query"])))
+    assert {turn.question for turn in turns if turn.stage != "answer"} == {None}
+    scores = evaluate(agent, models, env, name="dialogues", k=0)
+    for attempt in scores.attempts.values():
+        assert attempt.score == pytest.approx(sum(attempt.questions) / len(attempt.questions)) and len(attempt.questions) > 1  # type: ignore[arg-type]
 
 
 def test_weights_name_components(env: MemoryBankEnv) -> None:

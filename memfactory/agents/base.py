@@ -129,7 +129,8 @@ class BaseAgent(ABC):
         trajectory = model.trajectory
         events = self._within_limit(list(self.events(view)), model)
         if self.question_aware:
-            for question in view.questions:
+            for number, question in enumerate(view.questions):
+                model.question = number
                 trajectory.memory = await self._write_all(view, model, events, question)
                 trajectory.answers.append(await self.read(model, trajectory.memory, question))
         else:

@@ -59,6 +59,8 @@ class Turn:
     """True if the trained policy sampled it and its role is `policy`."""
     usage: tuple[int, int] | None = None
     """Prompt and completion tokens as a server counted them, where there are no ids; None if nobody counted."""
+    question: int | None = None
+    """The number of the question it worked for; None: for all of them, as what writes the memory does."""
 
 
 @dataclass(slots=True)

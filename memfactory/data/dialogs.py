@@ -28,6 +28,7 @@ FORMS = (
     "`{dialog_id, sessions, questions}` (synth_dialog), `{sample_id, conversation, qa}` (LoCoMo), "
     "or `{question_id, haystack_sessions, ...}` (LongMemEval)"
 )
+BANK_FORMS = "`{M, f, q, a, context_memory}` or `{memory, fact, query, answer, context_memory}`"
 _LETTERS = {"memory": "M", "fact": "f", "query": "q", "answers": "a"}
 _WORDS = {"memory": "memory", "fact": "fact", "query": "query", "answers": "answer"}
 """The two spellings of the public files for each column."""
@@ -41,9 +42,19 @@ class LoadedRows:
     repairs: Counter[str]
 
 
-def load_dialogs(path: Path) -> Loaded:
-    """Dialogues of a file of any form, told apart by its keys: JSON (a list, or one record by itself) or JSON lines."""
-    rows = _rows(path, FORMS)
+def load_memory_file(path: Path) -> Loaded | LoadedRows:
+    """Dialogues or memory-bank rows, whichever the file holds: told apart by the first record's question."""
+    rows = _rows(path, f"{FORMS}; or {BANK_FORMS}")
+    is_bank = isinstance(rows[0], dict) and bool({_LETTERS["query"], _WORDS["query"]} & rows[0].keys())
+    return load_bank_rows(path, rows) if is_bank else load_dialogs(path, rows)
+
+
+def load_dialogs(path: Path, rows: list[Any] | None = None) -> Loaded:
+    """Dialogues of a file of any form, told apart by its keys: JSON (a list, or one record by itself) or JSON lines.
+
+    `rows`: what the file holds, if it has been read.
+    """
+    rows = _rows(path, FORMS) if rows is None else rows
     repairs: Counter[str] = Counter()
     dialogues: list[Record] = []
     seen: dict[str, int] = {}
@@ -61,13 +72,13 @@ def load_dialogs(path: Path) -> Loaded:
     return Loaded(dialogues, repairs)
 
 
-def load_bank_rows(path: Path) -> LoadedRows:
+def load_bank_rows(path: Path, rows: list[Any] | None = None) -> LoadedRows:
     """Memory-bank rows (MemFactory's public train.jsonl), JSON or JSON lines, in either spelling of its keys.
 
     Rows have `example_id`, `memory`, `fact`, `context_memory`, `query`, `answers` (all golds), `sessions` (None: a row has no
-    dialogue) and `extra`, which holds every other key.
+    dialogue) and `extra`, which holds every other key. `rows`: what the file holds, if it has been read.
     """
-    rows = _rows(path, "`{M, f, q, a, context_memory}` or `{memory, fact, query, answer, context_memory}`")
+    rows = _rows(path, BANK_FORMS) if rows is None else rows
     repairs: Counter[str] = Counter()
     loaded = [_bank_row(row, f"{path}, record {number}", f"{path.stem}/{number}", repairs) for number, row in enumerate(rows)]
     _report(path, f"{len(loaded)} memory-bank rows", repairs)

@@ -111,6 +111,8 @@ class Session:
     training: bool
     """True in `rollout`: limits that only training has (centre truncation) apply."""
     trajectory: Trajectory
+    question: int | None = None
+    """The number of the question that is being worked for; None: for all."""
 
     async def chat(self, messages: Messages, *, stage: str, max_tokens: int) -> Turn:
         """Ask the stage's model; the turn is recorded in the order of asking, also when several are asked at once."""
@@ -123,7 +125,7 @@ class Session:
         sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at))
         turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
         turn = await self.models.chats[role].chat(messages, stage, sampling)
-        turn = replace(turn, trainable=role == "policy" and self.training)
+        turn = replace(turn, trainable=role == "policy" and self.training, question=self.question)
         turns[at] = turn
         if all(later.stage != stage for later in turns[at + 1 :]):  # the last one asked, not the last one answered
             self.trajectory.outputs[stage] = turn.text
@@ -132,8 +134,8 @@ class Session:
         return turn
 
     def branch(self, number: int) -> Session:
-        """A line for work done beside other work (a question among several): its own record and random streams."""
-        return replace(self, stream=(*self.stream, BRANCH + number), trajectory=Trajectory())
+        """A line for one question among several: its own record and random streams."""
+        return replace(self, stream=(*self.stream, BRANCH + number), trajectory=Trajectory(), question=number)
 
     def join(self, branch: Session) -> None:
         """Take a finished branch's record into this one's: turns come in the order of joining."""

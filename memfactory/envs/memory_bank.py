@@ -7,16 +7,18 @@ an empty list earns only what the unchanged bank answers. Every component is log
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any  # noqa: UP035 - as subclasses of published code spell them
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from memfactory.common.errors import ConfigError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.algorithms.credit import BY_QUESTION
+from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.common.types import Trajectory, View
-from memfactory.data.dialogs import load_bank_rows, load_dialogs
+from memfactory.data.dialogs import LoadedRows, load_memory_file
 from memfactory.envs.base import BaseEnv
 from memfactory.judges import exact as _rules  # noqa: F401 - registers the rules
 from memfactory.judges.llm import LLM_JUDGE, LLMJudge
@@ -43,6 +45,8 @@ class MemoryBankEnv(BaseEnv):
         weights: dict[str, float] = field(default_factory=lambda: {"outcome": 1.0, "malformed": -0.1, "operations": 0.0})
         """outcome: mean over the questions; malformed: share of the writing turns that could not be read; operations: edits made, for
         each event."""
+        answers_paid: str = "own"
+        """own: an answer turn is paid for its own question, as Memory-R1's answer agent is; mean: by the whole outcome, as writing is."""
         types: tuple[str, ...] = ()
         """Only questions of these types; empty: all."""
         judge: str = "api:"
@@ -54,11 +58,14 @@ class MemoryBankEnv(BaseEnv):
         options = self.options
         if unknown := sorted(set(options.weights) - {"outcome", "malformed", "operations"}):
             raise ConfigError(f"weights names {', '.join(unknown)}; MemoryBankEnv has outcome, malformed and operations.")
+        if options.answers_paid not in ("own", "mean"):
+            raise unknown_name("answers_paid", options.answers_paid, ("own", "mean"))
         for name in {options.reward, *options.log} - {LLM_JUDGE}:
             SCORER_REGISTRY.get(name)
         if options.reward == LLM_JUDGE:
             self.judge = LLMJudge(options.judge)
-        examples = _bank_rows(self) if _is_bank_file(self) else _dialogues(self)
+        loaded = load_memory_file(self.data_path)
+        examples = _of_rows(loaded.rows) if isinstance(loaded, LoadedRows) else _of_dialogues(loaded.dialogues, set(options.types))
         kept = [example for example in examples if example["query"]]
         if examples and not kept:
             raise ConfigError(f"{self.data_path} has no question of the types {', '.join(options.types)}.")
@@ -84,19 +91,22 @@ class MemoryBankEnv(BaseEnv):
             for questions, golds in zip(ground_truths["query"], ground_truths["answers"], strict=True)
             for _ in range(num_generations)
         ]
+        marks = self._marks(self.options.reward, attempts, asked)
         parts = {
-            "outcome": self._outcome(self.options.reward, attempts, asked),
+            "outcome": torch.stack([column.mean() for column in marks]),
             "malformed": torch.tensor([_malformed(attempt) for attempt in attempts], dtype=torch.float32),
             "operations": torch.tensor([_operations(attempt) for attempt in attempts], dtype=torch.float32),
         }
         paid = torch.zeros(number)
         for name, weight in self.options.weights.items():
             paid = paid + weight * parts[name]
-        logged = parts | {name: self._outcome(name, attempts, asked) for name in self.options.log}
-        return {"default": paid} | {f"default/{name}": column for name, column in logged.items()}
+        logged = parts | {name: torch.stack([c.mean() for c in self._marks(name, attempts, asked)]) for name in self.options.log}
+        by_question = pad_sequence(marks, batch_first=True, padding_value=math.nan)
+        own = {BY_QUESTION: self.options.weights.get("outcome", 0.0) * by_question} if self.options.answers_paid == "own" else {}
+        return own | {"default": paid, f"default/{BY_QUESTION}": by_question} | {f"default/{name}": c for name, c in logged.items()}
 
-    def _outcome(self, name: str, attempts: list[Trajectory], asked: list[list[tuple[str, list[str]]]]) -> torch.Tensor:
-        """[B*G] mean score over each attempt's questions; one that was not reached was answered with nothing."""
+    def _marks(self, name: str, attempts: list[Trajectory], asked: list[list[tuple[str, list[str]]]]) -> list[torch.Tensor]:
+        """Each attempt's scores, one a question; one that was not reached was answered with nothing."""
         cases = [
             (question, golds, attempt.answers[at] if at < len(attempt.answers) else "")
             for attempt, questions in zip(attempts, asked, strict=True)
@@ -108,8 +118,7 @@ class MemoryBankEnv(BaseEnv):
         else:
             rule = SCORER_REGISTRY.get(name)
             marks = [rule(answer, golds) for _, golds, answer in cases]
-        columns = torch.tensor(marks, dtype=torch.float32).split([len(questions) for questions in asked])
-        return torch.stack([column.mean() for column in columns])
+        return list(torch.tensor(marks, dtype=torch.float32).split([len(questions) for questions in asked]))
 
 
 def _malformed(attempt: Trajectory) -> float:
@@ -123,27 +132,20 @@ def _operations(attempt: Trajectory) -> float:
     return sum(attempt.report.get(f"operation_{kind}", 0) for kind in ("ADD", "UPDATE", "DEL")) / max(len(attempt.steps), 1)
 
 
-def _is_bank_file(env: BaseEnv) -> bool:
-    rows = read_jsonl(env.data_path) if env.data_path.suffix == ".jsonl" else read_json(env.data_path)
-    first = rows[0] if isinstance(rows, list) and rows else rows
-    return isinstance(first, dict) and bool({"q", "query"} & first.keys())
-
-
-def _bank_rows(env: BaseEnv) -> list[dict[str, Any]]:
+def _of_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Public rows: one event (the last turns), the bank before it, one question."""
     examples = []
-    for row in load_bank_rows(env.data_path).rows:
+    for row in rows:
         turns = [{"speaker": turn["role"], "text": turn["content"], "id": str(turn.get("dia_id", ""))} for turn in row["fact"]]
         event = {"date": str(row["fact"][-1].get("timestamp", "")), "turns": turns}
         examples.append(row | {"query": [row["query"]], "answers": [row["answers"]], "sessions": [event]})
     return examples
 
 
-def _dialogues(env: BaseEnv) -> list[dict[str, Any]]:
+def _of_dialogues(dialogues: list[dict[str, Any]], types: set[str]) -> list[dict[str, Any]]:
     """Whole dialogues from an empty bank: a session is an event."""
-    types = set(env.options.types)
     examples = []
-    for dialogue in load_dialogs(env.data_path).dialogues:
+    for dialogue in dialogues:
         asked = [q for q in dialogue["questions"] if not types or q["type"] in types]
         examples.append(
             {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from memfactory.agents.base import BaseAgent, Request
-from memfactory.algorithms.credit import paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, paid_stages, without_errors
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
@@ -169,6 +169,7 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
     batch = env.collate_fn([example for (example, _, _), _ in ended])
     rewards = without_errors(env.compute_reward(predictions(groups), batch, 1, trajectories=trajectories), trajectories)
     values = headline(rewards).tolist()
+    by_question = rewards.get(f"default/{BY_QUESTION}", torch.empty(len(ended), 0))
     if any(math.isinf(value) for value in values):
         raise ConfigError(f"{type(env).__name__} returned an infinite reward. A reward is a number; NaN marks what could not be scored.")
     lines = []
@@ -180,7 +181,8 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
                 example["example_id"], kind, number,
                 status="failed" if lost else "truncated" if cut else "ok",
                 score=_number(values[at]),
-                scores={key: _number(float(column[at])) for key, column in rewards.items()},
+                scores={key: _number(float(column[at])) for key, column in rewards.items() if column.ndim == 1},
+                questions=[_number(mark) for mark in by_question[at].tolist()[: len(trajectory.answers)]],
                 answers=list(trajectory.answers),
                 memory=trajectory.memory if isinstance(trajectory.memory, (str, type(None))) else str(trajectory.memory),
                 report=dict(trajectory.report),

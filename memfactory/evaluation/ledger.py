@@ -40,6 +40,8 @@ class Attempt:
     """The headline reward; null if and only if the attempt failed."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """Every reward and component by its key."""
+    questions: list[float | None] = field(default_factory=list)
+    """The score of each answer, where the env scores them one by one ("default/question")."""
     answers: list[str] = field(default_factory=list)
     memory: Any = None
     report: dict[str, int] = field(default_factory=dict)

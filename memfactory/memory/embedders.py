@@ -1,7 +1,7 @@
 """Texts as vectors whose inner product says how alike they are: hashed n-grams by default, a model or a server by choice.
 
 An embedder is a pure function of a text: nothing is drawn at random, so equal texts are always equally near. `embed` is
-synchronous; a coroutine that asks a slow one hands it to a thread. Knows no bank and no item.
+synchronous; a coroutine that asks one that `waits` hands it to a thread. Knows no bank and no item.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class HashedEmbedder:
     Lexical: texts are near if they share words, or pieces of words. The same on every machine: MurmurHash3, no random number.
     """
 
+    waits = False
+
     def __init__(self, *, dim: int = 2048, word_share: float = 0.3) -> None:
         """`dim`: numbers per vector, half for words and half for characters. `word_share`: how much of the cosine is the words'."""
         # Costs half a second, which only those who search should pay.
@@ -84,6 +86,8 @@ def _content(text: str) -> str:
 @EMBEDDER_REGISTRY.register("sentence_transformers")
 class SentenceTransformersEmbedder:
     """A sentence-transformers model (Reimers and Gurevych, 2019, arXiv 1908.10084), run here. Needs the extra of that name."""
+
+    waits = True  # a model's forward pass is long enough
 
     def __init__(self, *, model: str = "sentence-transformers/all-MiniLM-L6-v2", device: str = "cpu", batch_size: int = 64) -> None:
         """`model`: a hub name or a folder. A missing library or model raises `ConfigError`."""
@@ -116,6 +120,8 @@ class OpenAIEmbedder:
     A server that fails, stalls or answers with something else raises `InfrastructureError`, after retries; a refused key or
     name, or a dimension other than EMBEDDING_DIM, can only fail again and raises `ConfigError`.
     """
+
+    waits = True
 
     def __init__(
         self, *, model: str | None = None, base_url: str | None = None, api_key: str | None = None, dim: int | None = None,
@@ -191,6 +197,8 @@ class CachedEmbedder:
         if max_entries < 1:
             raise ConfigError(f"max_entries must be at least 1, got {max_entries}.")
         self.name = embedder.name
+        self.waits = getattr(embedder, "waits", False)
+        """True if the embedder waits for more than this process's arithmetic: a coroutine then hands it to a thread."""
         self._embedder, self._max = embedder, max_entries
         self._rows: dict[str, Vectors] = {}
         self._lock = threading.Lock()

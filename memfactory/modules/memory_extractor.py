@@ -43,5 +43,10 @@ class NaiveExtractor(BaseModule):
         parsed = parse_facts(turn.text)
         if not parsed.readable:
             model.count("unreadable_extraction")
-        model.count("facts", len(parsed.facts))
-        return list(parsed.facts)
+        facts = list(parsed.facts)
+        # The parser notices a list that was cut off; of lines the last may be half a fact.
+        if turn.finish == "length" and facts and not parsed.problems["cut off"]:
+            facts.pop()
+            model.count("facts_cut_off")
+        model.count("facts", len(facts))
+        return facts

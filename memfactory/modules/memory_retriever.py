@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,5 +38,11 @@ class NaiveRetriever(BaseModule):
         items, queries, k = args
         if len(items) <= k:
             return list(items)
-        near = {item.id for query in queries for item, _ in search(query, items, self.embedder, k)}
+        if self.embedder.waits:  # for a server: the other attempts go on meanwhile
+            near = await asyncio.to_thread(self._near, items, queries, k)
+        else:
+            near = self._near(items, queries, k)
         return [item for item in items if item.id in near]
+
+    def _near(self, items: Sequence[MemoryItem], queries: Sequence[str], k: int) -> set[str]:
+        return {item.id for query in queries for item, _ in search(query, items, self.embedder, k)}

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
-from memfactory.algorithms.credit import assign_credit, paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs, without_dropout
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
@@ -183,7 +183,7 @@ class MemTrainer(BaseTrainer):
 
     def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rewards, if every key that pays is one that a turn of this agent can have."""
-        known = {"default", *self.agent.stages}
+        known = {"default", BY_QUESTION, *self.agent.stages}
         for name in paid_stages(rewards):
             if name not in known:
                 raise unknown_name(f"reward of {type(self.env).__name__}", name, known, "A component to log has a slash: default/name.")
