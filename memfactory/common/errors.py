@@ -46,6 +46,10 @@ class InfrastructureError(MemFactoryError, RuntimeError):
     """A failure outside the policy (engine, server, judge, time-out). The attempt is left out, never scored 0."""
 
 
+class StoreError(InfrastructureError):
+    """A memory store's backend that is down, full, damaged or held by another process. Nothing falls back to another store."""
+
+
 class PromptTooLong(InfrastructureError):
     """A prompt that does not fit: the example is unusable under these limits, which is not the policy's doing."""
 

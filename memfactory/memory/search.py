@@ -1,8 +1,9 @@
-"""Exact search among items: every item is compared. Knows embedders by their one method, no store and no prompt."""
+"""Exact search among items: every item is compared; and what items are that search themselves. Knows no store and no prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +12,18 @@ from memfactory.memory.items import MemoryItem
 
 DIGITS = 6
 """Cosines that agree in so many digits are equal: float32 does not promise more, and the order must not hang on it."""
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A sequence of items that knows the nearest of them faster than by comparing all; `nearest` may wait for a server."""
+
+    embedder_name: str
+    """What is near is as this embedder has it."""
+
+    def nearest(self, queries: Sequence[str], k: int) -> list[list[MemoryItem]]:
+        """For each query the items that `search` gives, in any order."""
+        ...
 
 
 def search(query: str, items: Iterable[MemoryItem], embedder: Embedder, k: int, owner: str | None = None) -> list[tuple[MemoryItem, float]]:

@@ -1,0 +1,319 @@
+"""Memories in Milvus: a file of Milvus Lite in this process, or a server at MILVUS_URI. One row an item, one collection for all.
+
+In a file every user has a partition, so that what is purged is gone from the disk; on a server the user is the partition key.
+The metric is the inner product, which of rows of length 1 is the cosine, and is 0, not NaN, where there is nothing to see.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.registry import STORE_REGISTRY
+from memfactory.common.settings import load_settings
+from memfactory.memory.embedders import Embedder, Vectors
+from memfactory.memory.search import DIGITS
+from memfactory.memory.stores.base import Hits, HitsEach, MemoryStore, Row, best
+from memfactory.memory.stores.milvus_connection import MilvusConnection
+from memfactory.memory.stores.milvus_rows import LENGTHS, fields_of, is_user, key_of, mark_of, row_of, unpacked
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FILE = "output/memory/milvus.db"
+EMBEDDER = "memfactory.embedder"
+"""The property of the collection that names what made its vectors."""
+MAX_HITS = 16_384
+"""Of one request."""
+SHOWN = ["payload", "position"]
+"""The fields that a row is made of."""
+PAGE = 4096
+"""Rows per request when a user is loaded."""
+FLUSH_EVERY = 256
+"""Rows. Milvus Lite searches what was just written row by row, some 15 times slower than what it has written out."""
+LEASE = 30.0
+"""Seconds that a writer may hold a user of a server."""
+
+
+@STORE_REGISTRY.register("milvus")
+class MilvusStore(MemoryStore):
+    """Milvus searches; all else is said by the user's rows.
+
+    Milvus has no transactions. A change of a user is one request to one shard; and on a server a writer first leaves a row
+    that says so and looks whether it is alone (`_editing`), so that no two processes give one id or lose a change.
+    """
+
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """Where, and how it is searched."""
+
+        uri: str | None = None
+        """The path of a file (in truth a folder), or http(s)://host:port; else MILVUS_URI, else `output/memory/milvus.db`."""
+        user: str | None = None
+        """Of a server; else MILVUS_USER."""
+        password: str | None = None
+        """Of a server; else MILVUS_PASSWORD."""
+        collection: str = "memfactory"
+        """Vectors of one embedder; give another name for another embedder in the same place."""
+        index: str = "FLAT"
+        """Of a new collection: FLAT is exact; HNSW approximate, for a server where users have very many items."""
+        timeout: float = 10.0
+        """Seconds of one request with its retries, and of the wait for another writer."""
+
+    def __init__(self, embedder: Embedder, **kwargs: Any) -> None:
+        super().__init__(embedder, **kwargs)
+        if self.options.index not in ("FLAT", "HNSW"):
+            raise ConfigError(f"Unknown index {self.options.index!r} of the store 'milvus'. Known: FLAT, HNSW.")
+        settings = load_settings()
+        self._name, self._timeout = self.options.collection, self.options.timeout
+        self._milvus = MilvusConnection(
+            self.options.uri or settings.milvus_uri or DEFAULT_FILE,
+            self.options.user or settings.milvus_user or "",
+            self.options.password or settings.milvus_password or "",
+            self._timeout,
+            self._opened,
+        )
+        self.shared = not self._milvus.local
+        self._stamps: dict[str, str] = {}
+        """Of users of a server: a mark that every write changes, as it was when the bank was loaded."""
+        self._held_until = 0.0
+        with self._milvus.use():
+            pass  # what is wrong with the place is said now
+
+    # The collection.
+
+    def _opened(self, client: Any) -> None:
+        """A new connection: see what is there."""
+        self._dim: int | None = None
+        """Of the collection's vectors; None while there is no collection."""
+        self._partitions: set[str] = set()
+        self._unflushed = FLUSH_EVERY  # a killed process may have left that many
+        self._find(client)
+
+    def _find(self, client: Any) -> bool:
+        """Whether there is a collection; the first time it is seen, it is checked and loaded."""
+        if self._dim is None and client.has_collection(self._name, timeout=self._timeout):
+            found = client.describe_collection(self._name, timeout=self._timeout)
+            name = found.get("properties", {}).get(EMBEDDER)
+            if name != self.embedder.name:
+                raise ConfigError(
+                    f"The memories in {self._milvus.address} (collection {self._name!r}) were embedded by {name!r}, not by "
+                    f"{self.embedder.name!r}. Open them with that embedder, or give another `collection` or `uri`."
+                )
+            # In a file FLAT would be a second copy of the vectors, which Milvus Lite compares as fast without; a server needs one.
+            if self.shared or self.options.index != "FLAT":
+                self._index(client)
+            client.load_collection(self._name, timeout=self._timeout)
+            self._partitions = set(client.list_partitions(self._name, timeout=self._timeout))
+            self._dim = next(int(field["params"]["dim"]) for field in found["fields"] if field["name"] == "vector")
+        return self._dim is not None
+
+    def _create(self, client: Any) -> None:
+        """Make the collection."""
+        from pymilvus import DataType, MilvusException
+
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for name, length in LENGTHS.items():
+            split = self.shared and name == "user_key"
+            schema.add_field(name, DataType.VARCHAR, is_primary=name == "key", is_partition_key=split, max_length=length)
+        schema.add_field("position", DataType.INT64)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.embedder.embed(["dimension"]).shape[1])
+        options = {"num_shards": 1, "consistency_level": "Strong", "properties": {EMBEDDER: self.embedder.name}}
+        try:
+            client.create_collection(self._name, schema=schema, timeout=self._timeout, **options)
+        except MilvusException:  # another process may have been first
+            if not client.has_collection(self._name, timeout=self._timeout):
+                raise
+        self._find(client)
+
+    def _index(self, client: Any) -> None:
+        """Make the index of a new collection, or of one whose maker died."""
+        from pymilvus import MilvusException
+
+        if client.list_indexes(self._name, timeout=self._timeout):
+            return
+        index = client.prepare_index_params()
+        hnsw = {"params": {"M": 16, "efConstruction": 200}} if self.options.index == "HNSW" else {}
+        index.add_index("vector", index_type=self.options.index, metric_type="IP", **hnsw)
+        try:
+            client.create_index(self._name, index, timeout=self._timeout, sync=False)  # nothing to wait for: it is empty
+        except MilvusException:
+            if not client.list_indexes(self._name, timeout=self._timeout):
+                raise
+
+    def _check_dim(self, vectors: Vectors) -> None:
+        if self._dim is not None and vectors.shape[-1] != self._dim:
+            raise ConfigError(
+                f"{self.embedder.name!r} gives vectors of {vectors.shape[-1]} numbers, but the memories in {self._milvus.address} "
+                f"(collection {self._name!r}) have {self._dim}. Use the model that made them, or give another `collection` or `uri`."
+            )
+
+    # Rows.
+
+    def _fresh(self, user: str) -> bool:
+        if not self.shared:
+            return True
+        with self._milvus.use() as client:
+            where = f'{is_user(user)} and state == "stamp"'
+            found = client.query(self._name, filter=where, output_fields=["payload"], timeout=self._timeout) if self._find(client) else []
+        known, self._stamps[user] = self._stamps.get(user, ""), found[0]["payload"] if found else ""
+        return known != "" and known == self._stamps[user]
+
+    def _load(self, user: str) -> Iterable[Row]:
+        rows: list[Row] = []
+        with self._milvus.use() as client:
+            if not self._holds(client, user):
+                return rows
+            while True:
+                where = f"{is_user(user)} and position >= {len(rows)} and position < {len(rows) + PAGE}"
+                page = client.query(self._name, filter=where, output_fields=SHOWN, timeout=self._timeout, **self._within(user))
+                rows += map(row_of, page)
+                if len(page) < PAGE:
+                    return rows
+
+    def _write(self, user: str, rows: Sequence[Row]) -> None:
+        with self._milvus.use() as client:
+            if not self._find(client):
+                self._create(client)
+            for vector in [row.vector for row in rows if row.vector is not None]:
+                self._check_dim(vector)
+            data = [fields_of(user, row, self._dim or 0) for row in rows]
+            if not self.shared and key_of(user) not in self._partitions:
+                client.create_partition(self._name, key_of(user), timeout=self._timeout)
+                self._partitions.add(key_of(user))
+            if self.shared and time.monotonic() > self._held_until:
+                raise StoreError(f"User {user!r} was held for more than {LEASE:g} s by this writer; nothing was written. Try again.")
+            stamp, named = uuid.uuid4().hex, {"partition_name": key_of(user)}
+            if self.shared:
+                data, named = [*data, mark_of(user, f"stamp/{key_of(user)}", "stamp", stamp, self._dim or 0)], {}
+            client.upsert(self._name, data, timeout=self._timeout, **named)
+        self._stamps[user] = stamp
+        self._unflushed += len(rows)
+        if not self.shared and self._unflushed >= FLUSH_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write out what Milvus Lite has in its log, so that it is searched fast."""
+        try:
+            with self._milvus.use() as client:
+                client.flush(self._name, timeout=self._timeout)
+                self._unflushed = 0
+        except StoreError as error:
+            logger.warning("%s What was written is kept, but is searched slowly.", error)
+
+    def _nearest(self, user: str, queries: Vectors, k: int, owner: str | None) -> HitsEach:
+        where = f'{is_user(user)} and state == "live"' + ("" if owner is None else f' and owner_key == "{key_of(owner)}"')
+        k = min(k, MAX_HITS)
+        limit = min(k + 6, MAX_HITS)
+        with self._milvus.use() as client:
+            if not self._holds(client, user):
+                return [[] for _ in queries]
+            self._check_dim(queries)
+            while True:
+                hnsw = {"params": {"ef": max(64, 2 * limit)}} if self.options.index == "HNSW" else {}
+                found = client.search(
+                    self._name, data=list(queries), anns_field="vector", filter=where, limit=limit, output_fields=SHOWN,
+                    search_params={"metric_type": "IP", **hnsw}, timeout=self._timeout, **self._within(user),
+                )  # fmt: skip
+                if limit == MAX_HITS or not any(_cuts_a_tie(hits, k, limit) for hits in found):
+                    return [_best(hits, k) for hits in found]
+                limit = min(8 * limit, MAX_HITS)
+
+    def _users(self) -> Iterable[str]:
+        users: list[str] = []
+        with self._milvus.use() as client:
+            if self._find(client):
+                rows = client.query_iterator(self._name, filter="position == 0", output_fields=["payload"], timeout=self._timeout)
+                while page := rows.next():
+                    users += [unpacked(row["payload"])["user"] for row in page]
+                rows.close()
+        return users
+
+    def _remove(self, user: str) -> None:
+        with self._milvus.use() as client:
+            if not self._holds(client, user):
+                return
+            if self.shared:  # gone for every reader at once, from its disks when it has compacted them
+                client.delete(self._name, filter=f'{is_user(user)} and state != "lock"', timeout=self._timeout)
+                client.compact(self._name, timeout=self._timeout)
+            else:
+                client.drop_partition(self._name, key_of(user), timeout=self._timeout)
+                self._partitions.discard(key_of(user))
+
+    def _close(self) -> None:
+        self._milvus.close()
+
+    def _holds(self, client: Any, user: str) -> bool:
+        """Whether there is a place in which rows of the user can be."""
+        return self._find(client) and (self.shared or key_of(user) in self._partitions)
+
+    def _within(self, user: str) -> dict[str, Any]:
+        return {} if self.shared else {"partition_names": [key_of(user)]}
+
+    # One writer of a user among several processes.
+
+    @contextmanager
+    def _editing(self, user: str) -> Iterator[None]:
+        with super()._editing(user):
+            if not self.shared:
+                yield
+                return
+            key = self._claim(user)
+            try:
+                yield
+            finally:
+                try:
+                    with self._milvus.use() as client:
+                        client.delete(self._name, ids=[key], timeout=self._timeout)
+                except StoreError as error:
+                    logger.warning("%s Other writers of %r wait for up to %g s.", error, user, LEASE)
+
+    def _claim(self, user: str) -> str:
+        """Leave a row that says "I write" and return its key when there is no other.
+
+        Reads are strongly consistent, so of two writers that each see no other, one would have looked before it had written.
+        Of those who meet, all but the one with the first key take theirs back; a dead writer's counts for nothing after `LEASE`,
+        by the clocks of the machines, which may differ by some seconds: a writer uses half of it.
+        """
+        until = time.monotonic() + self._timeout
+        with self._milvus.use() as client:
+            if not self._find(client):
+                self._create(client)
+            while True:
+                key = f"lock/{uuid.uuid4().hex}"
+                client.upsert(self._name, [mark_of(user, key, "lock", str(time.time() + LEASE), self._dim or 0)], timeout=self._timeout)
+                self._held_until = time.monotonic() + LEASE / 2
+                while (others := self._other_claims(client, user, key)) and key < min(others) and time.monotonic() < until:
+                    time.sleep(random.uniform(0.005, 0.02))
+                if not others:
+                    return key
+                client.delete(self._name, ids=[key], timeout=self._timeout)
+                if time.monotonic() > until:
+                    raise StoreError(f"Another process has been writing to user {user!r} for {self._timeout:g} s. Try again.")
+                time.sleep(random.uniform(0.01, 0.05))
+
+    def _other_claims(self, client: Any, user: str, own: str) -> list[str]:
+        where = f'{is_user(user)} and state == "lock"'
+        rows = client.query(self._name, filter=where, output_fields=["key", "payload"], timeout=self._timeout)
+        dead = [row["key"] for row in rows if float(row["payload"]) < time.time()]
+        if dead:
+            client.delete(self._name, ids=dead, timeout=self._timeout)
+        return [row["key"] for row in rows if row["key"] not in (own, *dead)]
+
+
+def _cuts_a_tie(hits: Sequence[Any], k: int, limit: int) -> bool:
+    """Whether items that are as near as the k-th may have been left out."""
+    return len(hits) == limit and round(hits[-1]["distance"], DIGITS) >= round(hits[k - 1]["distance"], DIGITS)
+
+
+def _best(hits: Sequence[Any], k: int) -> Hits:
+    ordered = sorted(hits, key=lambda hit: hit["entity"]["position"])
+    return best([row_of(hit["entity"]).item for hit in ordered], np.array([hit["distance"] for hit in ordered]), k)

@@ -1,0 +1,115 @@
+"""A client of Milvus: of a file, whose engine then runs in this process, or of a server. Knows no collection and no memory."""
+
+from __future__ import annotations
+
+import logging
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memfactory.common.errors import ConfigError, StoreError
+
+INSTALL = 'Run: pip install "pymilvus>=3" "milvus-lite>=3.2"'
+
+
+class MilvusConnection:
+    """Opened when it is first used, and again after a failure; not thread-safe.
+
+    After a failure a file must be opened anew: Milvus Lite goes on writing behind what a full disk has torn in its log, and
+    forgets a table that it could not write out. What it acknowledged before stands in the log, which is read when it is opened.
+    A server that comes back may have unloaded what was loaded.
+    """
+
+    def __init__(self, uri: str, user: str, password: str, timeout: float, opened: Callable[[Any], None]) -> None:
+        """`uri`: a path or scheme://host:port; `timeout`: seconds to connect; `opened` is called with each new client."""
+        self.local = "://" not in uri
+        self.address = str(Path(uri).absolute()) if self.local else re.sub("//[^/@]*@", "//", uri)
+        self._uri, self._login, self._timeout = uri, (user, password), timeout
+        self._opened = weakref.WeakMethod(opened)  # a store that is forgotten lets go of its file at once
+        self._client: Any = None
+        self._engine: weakref.finalize | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        """The `MilvusClient`; its failures become `StoreError`, a refused login `ConfigError`, both with the address."""
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it prints each error that it raises, with the traceback
+        try:
+            import grpc
+            from pymilvus.exceptions import MilvusException
+        except ImportError as error:
+            raise ConfigError(f"The store 'milvus' needs pymilvus, which is not installed ({error}). {INSTALL}.") from error
+        try:
+            if self._client is None:
+                self._open()
+            yield self._client
+        except (MilvusException, grpc.RpcError) as error:
+            self.close()
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Hang up; a file is written out and unlocked."""
+        client, engine, self._client, self._engine = self._client, self._engine, None, None
+        if client is not None:
+            client.close()
+        if engine is not None:
+            engine()
+
+    def _open(self) -> None:
+        from pymilvus import MilvusClient
+
+        uri, login = (self._start(Path(self.address)), ("", "")) if self.local else (self._uri, self._login)
+        opened = False
+        try:
+            # Not shared with other clients of the address, which closing would cut off.
+            self._client = MilvusClient(uri, *login, timeout=self._timeout, dedicated=True)
+            if (hook := self._opened()) is not None:
+                hook(self._client)
+            opened = True
+        finally:
+            if not opened:
+                self.close()
+
+    def _start(self, path: Path) -> str:
+        """Start the engine on its folder. `MilvusClient(path)` would hide why that failed, and hold the folder to the end."""
+        try:
+            from milvus_lite.adapter.grpc.server import start_server_in_thread
+            from milvus_lite.exceptions import DataDirLockedError, MilvusLiteError
+        except ImportError as error:
+            raise ConfigError(
+                f"A file of memories needs milvus-lite 3, which is not installed ({error}). {INSTALL}, or set MILVUS_URI to a server."
+            ) from error
+        logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)  # as pymilvus; and the torn end of a log, which is repaired
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file; Milvus Lite 3 keeps a folder (older versions wrote files). Give another uri.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            server, database, port = start_server_in_thread(str(path))
+        except DataDirLockedError as error:
+            raise StoreError(
+                f"The memories in {path} are in use by another process, or by another store of this one. Close it first; "
+                "for several processes at a time run a Milvus server and set MILVUS_URI."
+            ) from error
+        except (MilvusLiteError, OSError) as error:
+            raise StoreError(f"The memories in {path} cannot be opened: {error}. Is the place writable, and the disk not full?") from error
+        # Also when the store is forgotten, or the process ends.
+        self._engine = weakref.finalize(self, _stop, server, database)
+        return f"http://127.0.0.1:{port}"
+
+    def _failure(self, error: Exception) -> StoreError | ConfigError:
+        import grpc
+
+        cause = error.__cause__ if isinstance(error.__cause__, grpc.RpcError) else error
+        code = cause.code() if isinstance(cause, grpc.RpcError) else None
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return ConfigError(f"Milvus at {self.address} refused the login. Set MILVUS_USER and MILVUS_PASSWORD in .env.")
+        reason = " ".join(str(getattr(error, "message", error)).split())[:300]
+        advice = "Is the disk full?" if self.local else "Is it running, and MILVUS_URI right?"
+        return StoreError(f"Milvus at {self.address} failed: {reason}. {advice}")
+
+
+def _stop(server: Any, database: Any) -> None:
+    server.stop(grace=None).wait()
+    database.close()
