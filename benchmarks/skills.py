@@ -82,17 +82,15 @@ MEMORY_R1 = Skill(
         "agent": "memory_r1_agent", "env": "memory_bank",
         "agent_options": {"style": "lines", "near": NEAR, "answer_from": ANSWER_FROM, "max_generate_length": 48},
     },
-    steps=100,
-    sft_steps=1600,
+    steps=56,
+    sft_steps=1000,
     arms={
         "grpo": Arm("the configuration as it ships: all three stages, paid by the outcome"),
         "format_only": Arm(
             "paid for readable output alone, as the public version pays",
             {"env_options": json.dumps({"weights": {"outcome": 0.0, "malformed": -1.0}})},
         ),
-        "mean_credit": Arm(
-            "an answer is paid by the mean over its dialogue's questions", {"env_options": json.dumps({"answers_paid": "mean"})}
-        ),
+        "own_credit": Arm("an answer is paid for its own question alone", {"env_options": json.dumps({"answers_paid": "own"})}),
         "extraction": Arm("extraction alone is trained" + REST, roles={"update": "reference", "answer": "reference"}),
         "update": Arm("the manager's operations alone are trained" + REST, roles={"extraction": "reference", "answer": "reference"}),
         "writing": Arm("extraction and operations are trained" + REST, roles={"answer": "reference"}),

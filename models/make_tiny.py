@@ -7,6 +7,7 @@ starts from: see models/tiny/README.md for what it was seen to reach.
 
     python models/make_tiny.py --output models/tiny
     python models/make_tiny.py --skill bank --output models/tiny-bank     the same for Memory-R1's three stages
+    python models/make_tiny.py --skill rerank --output models/tiny-rerank   and for RMM's choice of memories
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.files import write_json, write_jsonl
 from memfactory.data.generators.bank_demonstrator import CAREFUL, CARELESS, bank_demonstrations
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations, echo_row
+from memfactory.data.generators.rerank_demonstrator import CANDIDATES, KEPT, rerank_demonstrations
+from memfactory.data.generators.rerank_demonstrator import CAREFUL as CAREFUL_CHOICE
+from memfactory.data.generators.rerank_demonstrator import CARELESS as CARELESS_CHOICE
 from memfactory.data.tiny_tokenizer import make_tiny_tokenizer
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 
@@ -33,8 +37,21 @@ BATCH = 48
 READ_AS: dict[str, dict[str, object]] = {
     "memory": {"agent": "memagent", "agent_options": {"chunk_size": 16, "max_generate_length": 32}},
     "bank": {"agent": "memory_r1_agent", "agent_options": {"style": "lines", "near": 3, "answer_from": 8, "max_generate_length": 48}},
-}
+    "rerank": {
+        "agent": "memory_rmm_agent",
+        "agent_options": {
+            "style": "lines", "near": 3, "answer_from": KEPT, "max_generate_length": 32, "extractor": "verbatim_extractor",
+            "updater": "append_updater", "retriever": {"type": "rerank_retriever", "candidates": CANDIDATES}, "answerer": "answerer",
+        },
+    },
+}  # fmt: skip
 """What memfactory.json says of each model: how it is meant to be read."""
+TEACHERS = {
+    "memory": (demonstrations, MILD, FORGETFUL),
+    "bank": (bank_demonstrations, CAREFUL, CARELESS),
+    "rerank": (rerank_demonstrations, CAREFUL_CHOICE, CARELESS_CHOICE),
+}
+"""Of each skill the demonstrator, its careful habits and its careless ones."""
 
 
 def new_model(vocab_size: int, eos: int, pad: int) -> Qwen3ForCausalLM:
@@ -62,7 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("models/tiny"))
     parser.add_argument("--work_dir", type=Path, default=Path("output/make_tiny"))
-    parser.add_argument("--skill", choices=list(READ_AS), default="memory", help="memory: MemAgent's turns; bank: Memory-R1's")
+    skills = "memory: MemAgent's turns; bank: Memory-R1's; rerank: RMM's"
+    parser.add_argument("--skill", choices=list(READ_AS), default="memory", help=skills)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--echo_steps", type=int, default=300)
@@ -74,11 +92,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     rng = random.Random(f"make_tiny/{args.seed}")
-    careful, careless = (
-        (bank_demonstrations(args.seed, CAREFUL), bank_demonstrations(args.seed + 1, CARELESS))
-        if args.skill == "bank"
-        else (demonstrations(args.seed, MILD), demonstrations(args.seed + 1, FORGETFUL))
-    )
+    teach, *habits = TEACHERS[args.skill]
+    careful, careless = (teach(args.seed + at, habit) for at, habit in enumerate(habits))
     first = [echo_row(rng) for _ in range(args.echo_steps * BATCH)]
     first += itertools.islice(careful, args.mild_steps * BATCH)
     second = list(itertools.islice(careless, args.forgetful_steps * BATCH))

@@ -253,6 +253,23 @@ def test_a_save_past_the_end_is_explained(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.slow
+def test_the_memory_r1_launcher_has_the_published_hyper_parameters_and_takes_a_file_of_settings(tmp_path: Path) -> None:
+    launcher = ["bash", str(ROOT / "examples" / "run_MemR1.sh"), "--max_steps", "1"]
+    small = '{"style": "lines", "near": 3, "answer_from": 8}'
+    paths = {"MODEL_PATH": "models/tiny-bank", "DATA_PATH": "datas/tiny_bank/train.json", "OUTPUT_DIR": str(tmp_path / "published")}
+    result = run([*launcher, "--agent_options", small, "--max_generate_length", "48"], tmp_path, **paths)
+    assert result.returncode == 0, result.stderr[-3000:]
+    config = read_json(tmp_path / "published" / "last" / "memfactory.json")["config"]
+    sizes = [config[key] for key in ("gradient_accumulation_steps", "num_generations", "max_prompt_length", "epoch", "lr", "beta")]
+    assert sizes == [12, 8, 3072, 5, 1e-6, 0.01]
+    result = run(launcher, tmp_path, CONFIG="examples/configs/tiny_bank.yaml", OUTPUT_DIR=str(tmp_path / "tiny"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert read_json(tmp_path / "tiny" / "last" / "memfactory.json")["config"]["batch_size"] == 16
+    (row,) = read_jsonl(tmp_path / "tiny" / "metrics.jsonl")
+    assert 0.1 < row["reward"] < 0.9 and row["count/operation_ADD"] > 0
+
+
+@pytest.mark.slow
 def test_the_launcher_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
     launcher = ["bash", str(ROOT / "examples" / "RunMemoryAgent4B.sh"), "--output_dir", str(tmp_path / "out")]
     result = run(launcher, tmp_path, MODEL_PATH="models/absent", DATA_PATH="datas/tiny/train.json")

@@ -122,12 +122,12 @@ def test_the_outcome_is_the_mean_over_questions_and_a_question_not_reached_is_wr
     assert rewards["default"].tolist() == rewards["default/outcome"].tolist()
 
 
-def test_an_answer_is_paid_for_its_own_question_and_writing_for_all(env: MemoryBankEnv) -> None:
+def test_an_answer_can_be_paid_for_its_own_question_and_writing_for_all(env: MemoryBankEnv) -> None:
     golds = [answers[0] for answers in env[0]["answers"]]
     asked = len(golds)
     attempts = [Trajectory(answers=[*golds[:at], "wrong"]) for at in range(2)]
-    together = MemoryBankEnv(str(env.data_path), answers_paid="mean")
-    for paid, own in ((env, True), (together, False)):
+    by_question = MemoryBankEnv(str(env.data_path), answers_paid="own")
+    for paid, own in ((by_question, True), (env, False)):
         rewards = paid.compute_reward({"answer": [""] * 2}, paid.collate_fn([env[0]]), 2, trajectories=attempts)
         assert ("question" in rewards) is own
         assert rewards["default/question"].tolist() == [[0.0] * asked, [1.0] + [0.0] * (asked - 1)]
@@ -149,7 +149,7 @@ def test_every_answer_turn_knows_its_question_and_the_ledger_each_score(env: Mem
 
 
 def test_weights_name_components(env: MemoryBankEnv) -> None:
-    with pytest.raises(ConfigError, match="weights names format; MemoryBankEnv has outcome, malformed and operations"):
+    with pytest.raises(ConfigError, match="weights names format; MemoryBankEnv has outcome, malformed, operations"):
         MemoryBankEnv(str(env.data_path), weights={"format": 1.0})
     thrifty = MemoryBankEnv(str(env.data_path), weights={"outcome": 1.0, "operations": -0.01})
     attempt = Trajectory(answers=[a[0] for a in env[0]["answers"]], report=Counter({"operation_ADD": 4}), steps=[("", "")] * 2)

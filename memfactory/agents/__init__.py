@@ -5,3 +5,4 @@ Importing this package registers the project's own agents (and, through them, mo
 
 from memfactory.agents import memory_agent as memory_agent
 from memfactory.agents import memory_r1_agent as memory_r1_agent
+from memfactory.agents import rmm_agent as rmm_agent

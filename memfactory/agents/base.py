@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from memfactory.agents.use import Usable
 from memfactory.common.errors import ConfigError, InfrastructureError, UserError
 from memfactory.common.porting import refuse_old_style
 from memfactory.common.registry import MODULE_REGISTRY, build_options
@@ -55,18 +56,19 @@ class Request:
     top_p: float = 1.0
 
 
-class BaseAgent(ABC):
+class BaseAgent(Usable):
     """Base of all agents, constructed as `(tokenizer, device="cuda", **kwargs)`.
 
     `kwargs` are the fields of `Options` and the names in `slots`; a slot takes the key of a module, or a mapping
-    `{"type": key, option: value}`. A built module is the attribute of the slot's name.
+    `{"type": key, option: value}`. A built module is the attribute of the slot's name. Its verbs in an application (`load`,
+    `add`, `ask`, ...) are `Usable`'s.
     """
 
     Options: type = AgentOptions
     slots: dict[str, str] = {}
     """{slot: key of its default module}."""
     stages: tuple[str, ...] = ()
-    """The stages this agent's turns can have: what `roles` may name."""
+    """The stages this agent's turns can have, those of its slots' modules included: what `roles` may name."""
     question_aware = False
     """True if writing needs the question: the memory is then written once for each question."""
 
@@ -83,10 +85,14 @@ class BaseAgent(ABC):
         for slot, choice in chosen.items():
             options = dict(choice) if isinstance(choice, dict) else {"type": choice}
             module = MODULE_REGISTRY.get(options.pop("type", self.slots[slot]))
-            setattr(self, slot, module(tokenizer, device, **(self.slot_options(slot) | options)))
+            known = {f.name for f in fields(module.Options)}  # type: ignore[attr-defined]
+            handed = {name: value for name, value in self.slot_options(slot).items() if name in known}
+            setattr(self, slot, module(tokenizer, device, **(handed | options)))
+        own = (stage for slot in self.slots for stage in getattr(self, slot).stages)
+        self.stages = tuple(dict.fromkeys([*self.stages, *own]))
 
     def slot_options(self, slot: str) -> dict[str, Any]:
-        """Options that the agent's own hand down to a slot; what is said of the slot itself wins."""
+        """Options that the agent's own hand down to a slot, as far as its module has them; what is said of the slot itself wins."""
         return {}
 
     def describe(self) -> dict[str, Any]:

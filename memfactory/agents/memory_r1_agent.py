@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
+from memfactory.agents.use import shows
 from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import View
 from memfactory.engines.chat import Session
 from memfactory.memory.bank import MemoryBank
-from memfactory.modules.answerer import Answerer
-from memfactory.modules.memory_extractor import NaiveExtractor
-from memfactory.modules.memory_retriever import NaiveRetriever
-from memfactory.modules.memory_updater import NaiveUpdater
+from memfactory.modules.base import BaseModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +47,22 @@ class MemoryR1Agent(BaseAgent):
     """Memory-R1: extract, manage, answer."""
 
     Options = MemoryR1Options
-    slots = {"extractor": "naive_extractor", "updater": "naive_updater", "retriever": "naive_retriever", "answerer": "answerer"}
+    slots = {
+        "extractor": "naive_extractor", "finder": "naive_retriever", "updater": "naive_updater",
+        "retriever": "naive_retriever", "answerer": "answerer",
+    }  # fmt: skip
+    """finder: the memories near new facts; retriever: those for an answer."""
     stages = ("extraction", "update", "answer")
-    extractor: NaiveExtractor
-    updater: NaiveUpdater
-    retriever: NaiveRetriever
-    answerer: Answerer
+    extractor: BaseModule
+    finder: BaseModule
+    updater: BaseModule
+    retriever: BaseModule
+    answerer: BaseModule
 
     def slot_options(self, slot: str) -> dict[str, Any]:
-        if slot == "retriever":
-            return {}
         options = self.options
-        handed: dict[str, Any] = {"style": options.style}
-        if options.max_generate_length is not None:
-            handed["max_tokens"] = options.max_generate_length
-        return handed | ({"write_policy": options.write_policy, "capacity": options.capacity} if slot == "updater" else {})
+        handed = {"style": options.style, "write_policy": options.write_policy, "capacity": options.capacity}
+        return handed | ({} if options.max_generate_length is None else {"max_tokens": options.max_generate_length})
 
     def initial(self, view: View) -> MemoryBank:
         return MemoryBank()
@@ -75,9 +74,10 @@ class MemoryR1Agent(BaseAgent):
         facts = await self.extractor.generate(model, event)
         if not facts:
             return memory
-        shown = await self.retriever.generate(model, memory.items(), facts, self.options.near)
+        shown = await self.finder.generate(model, memory.items(), facts, self.options.near)
         return await self.updater.generate(model, memory, facts, shown, str(event.get("date", "")))
 
     async def read(self, model: Session, memory: Any, question: str) -> str:
-        items = await self.retriever.generate(model, memory.items(), [question], self.options.answer_from)
+        items = await self.retriever.rollout(model, memory.items(), [question], self.options.answer_from)
+        shows(model, items)
         return await self.answerer.rollout(model, items, question)

@@ -76,6 +76,8 @@ class Trajectory:
     """The final memory."""
     report: Counter[str] = field(default_factory=Counter)
     """Counts of what happened on the way: truncations, unclosed thoughts, rejected operations."""
+    question_reports: dict[int, Counter[str]] = field(default_factory=dict)
+    """The same for what was done for one question alone, by its number; `report` counts it too."""
     steps: list[tuple[str, Any]] = field(default_factory=list)
     """(event, memory after it), for people to read."""
     error: str | None = None

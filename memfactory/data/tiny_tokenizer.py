@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from memfactory.common.bank_prompts import ANSWER_FROM_MEMORIES, EXTRACT_LINES, MANAGE_LINES
 from memfactory.common.prompts import NO_MEMORY, PROMPTS, blocks
+from memfactory.common.rmm_prompts import CHOOSE_LINES
 from memfactory.data.generators.world import words
 
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
@@ -51,11 +52,13 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     special = [END_OF_TEXT, END_OF_TURN, "<|im_start|>", USER, ASSISTANT]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     fixed = dict.fromkeys(piece for template in PROMPTS.values() for piece in blocks(template))
-    # The bank's blocks took the first of the rows that were reserved when models/tiny was made: no other id moved.
+    # The bank's blocks took the first of the rows that were reserved when models/tiny was made, the reranker's the next: no other id
+    # moved.
     later = dict.fromkeys(piece for template in (EXTRACT_LINES, MANAGE_LINES, ANSWER_FROM_MEMORIES) for piece in blocks(template))
     bank = [piece for piece in later if piece not in fixed]
-    reserved = [f"<|reserved_{n}|>" for n in range(len(bank), NUM_RESERVED)]
-    texts = [NO_MEMORY, *fixed, *bank, *reserved]
+    chosen = dict.fromkeys(piece for piece in blocks(CHOOSE_LINES) if piece not in {*fixed, *bank})
+    reserved = [f"<|reserved_{n}|>" for n in range(len(bank) + len(chosen), NUM_RESERVED)]
+    texts = [NO_MEMORY, *fixed, *bank, *chosen, *reserved]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in texts])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -143,6 +143,8 @@ class Session:
         mine.turns += other.turns
         mine.outputs |= other.outputs
         mine.report.update(other.report)
+        if branch.question is not None:
+            mine.question_reports[branch.question] = other.report
         mine.steps += other.steps
 
     def count(self, what: str, number: int = 1) -> None:

@@ -25,7 +25,11 @@ from memfactory.judges.llm import LLM_JUDGE, LLMJudge
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.items import MemoryItem
 
-UNREADABLE = ("unreadable_extraction", "unreadable_update")
+Asked = list[tuple[str, list[str]]]
+"""The questions of an example, each with its gold answers."""
+
+UNREADABLE = "unreadable_"
+"""How the counts of what could not be read begin."""
 
 
 @ENV_REGISTRY.register("memory_bank")
@@ -33,6 +37,8 @@ class MemoryBankEnv(BaseEnv):
     """Dialogues (our generator's, LoCoMo, LongMemEval) or the public memory-bank rows, told apart by their keys."""
 
     gold_columns = ("answers", "extra", "context_memory")
+    components: tuple[str, ...] = ("outcome", "malformed", "operations")
+    """What `weights` can name."""
 
     @dataclass(frozen=True, slots=True)
     class Options:
@@ -43,10 +49,10 @@ class MemoryBankEnv(BaseEnv):
         log: tuple[str, ...] = ("answer_em", "answer_f1")
         """Rules logged beside it, unpaid."""
         weights: dict[str, float] = field(default_factory=lambda: {"outcome": 1.0, "malformed": -0.1, "operations": 0.0})
-        """outcome: mean over the questions; malformed: share of the writing turns that could not be read; operations: edits made, for
-        each event."""
-        answers_paid: str = "own"
-        """own: an answer turn is paid for its own question, as Memory-R1's answer agent is; mean: by the whole outcome, as writing is."""
+        """outcome: mean over the questions; malformed: share of the turns before the answer that could not be read; operations: edits
+        made, for each event."""
+        answers_paid: str = "mean"
+        """mean: an answer turn is paid by the whole outcome, as writing is; own: for its own question, as Memory-R1's answer agent."""
         types: tuple[str, ...] = ()
         """Only questions of these types; empty: all."""
         judge: str = "api:"
@@ -56,8 +62,8 @@ class MemoryBankEnv(BaseEnv):
 
     def load(self) -> list[dict[str, Any]]:
         options = self.options
-        if unknown := sorted(set(options.weights) - {"outcome", "malformed", "operations"}):
-            raise ConfigError(f"weights names {', '.join(unknown)}; MemoryBankEnv has outcome, malformed and operations.")
+        if unknown := sorted(set(options.weights) - set(self.components)):
+            raise ConfigError(f"weights names {', '.join(unknown)}; {type(self).__name__} has {', '.join(self.components)}.")
         if options.answers_paid not in ("own", "mean"):
             raise unknown_name("answers_paid", options.answers_paid, ("own", "mean"))
         for name in {options.reward, *options.log} - {LLM_JUDGE}:
@@ -91,21 +97,29 @@ class MemoryBankEnv(BaseEnv):
             for questions, golds in zip(ground_truths["query"], ground_truths["answers"], strict=True)
             for _ in range(num_generations)
         ]
-        marks = self._marks(self.options.reward, attempts, asked)
-        parts = {
-            "outcome": torch.stack([column.mean() for column in marks]),
+        weights = self.options.weights
+        each = self.of_questions(attempts, asked)
+        parts = {name: torch.stack([column.mean() for column in columns]) for name, columns in each.items()} | self.of_attempts(attempts)
+        paid = sum((weights.get(name, 0.0) * column for name, column in parts.items()), torch.zeros(number))
+        logged = parts | {name: torch.stack([c.mean() for c in self._marks(name, attempts, asked)]) for name in self.options.log}
+        tables = {name: pad_sequence(columns, batch_first=True, padding_value=math.nan) for name, columns in each.items()}
+        own = {}
+        if self.options.answers_paid == "own":
+            own[BY_QUESTION] = sum((weights.get(name, 0.0) * table for name, table in tables.items()), torch.zeros(()))
+        return own | {"default": paid, f"default/{BY_QUESTION}": tables["outcome"]} | {f"default/{name}": c for name, c in logged.items()}
+
+    def of_questions(self, attempts: list[Trajectory], asked: list[Asked]) -> dict[str, list[torch.Tensor]]:
+        """{component: [B*G] of [questions]}: what is paid for single questions. `outcome` must be among them."""
+        return {"outcome": self._marks(self.options.reward, attempts, asked)}
+
+    def of_attempts(self, attempts: list[Trajectory]) -> dict[str, torch.Tensor]:
+        """{component: [B*G]}: what is paid for an attempt as a whole."""
+        return {
             "malformed": torch.tensor([_malformed(attempt) for attempt in attempts], dtype=torch.float32),
             "operations": torch.tensor([_operations(attempt) for attempt in attempts], dtype=torch.float32),
         }
-        paid = torch.zeros(number)
-        for name, weight in self.options.weights.items():
-            paid = paid + weight * parts[name]
-        logged = parts | {name: torch.stack([c.mean() for c in self._marks(name, attempts, asked)]) for name in self.options.log}
-        by_question = pad_sequence(marks, batch_first=True, padding_value=math.nan)
-        own = {BY_QUESTION: self.options.weights.get("outcome", 0.0) * by_question} if self.options.answers_paid == "own" else {}
-        return own | {"default": paid, f"default/{BY_QUESTION}": by_question} | {f"default/{name}": c for name, c in logged.items()}
 
-    def _marks(self, name: str, attempts: list[Trajectory], asked: list[list[tuple[str, list[str]]]]) -> list[torch.Tensor]:
+    def _marks(self, name: str, attempts: list[Trajectory], asked: list[Asked]) -> list[torch.Tensor]:
         """Each attempt's scores, one a question; one that was not reached was answered with nothing."""
         cases = [
             (question, golds, attempt.answers[at] if at < len(attempt.answers) else "")
@@ -122,9 +136,9 @@ class MemoryBankEnv(BaseEnv):
 
 
 def _malformed(attempt: Trajectory) -> float:
-    """The share of an attempt's writing turns that could not be read."""
-    writing = sum(turn.stage in ("extraction", "update") for turn in attempt.turns)
-    return sum(attempt.report.get(name, 0) for name in UNREADABLE) / max(writing, 1)
+    """The share of an attempt's turns before the answer that could not be read."""
+    turns = sum(turn.stage != "answer" for turn in attempt.turns)
+    return sum(number for name, number in attempt.report.items() if name.startswith(UNREADABLE)) / max(turns, 1)
 
 
 def _operations(attempt: Trajectory) -> float:

@@ -8,3 +8,7 @@ from memfactory.modules import memory_agent as memory_agent
 from memfactory.modules import memory_extractor as memory_extractor
 from memfactory.modules import memory_retriever as memory_retriever
 from memfactory.modules import memory_updater as memory_updater
+from memfactory.modules import reflector as reflector
+from memfactory.modules import reranker as reranker
+from memfactory.modules import rmm_reranker as rmm_reranker
+from memfactory.modules import verbatim as verbatim

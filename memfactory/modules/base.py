@@ -27,6 +27,8 @@ class BaseModule(ABC):
     """Base of all modules, constructed as `(tokenizer, device="cuda", **kwargs)`; `kwargs` fill the class's `Options`."""
 
     Options: type = NoOptions
+    stages: tuple[str, ...] = ()
+    """The stages of its turns, as far as the agent does not name them already."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -1,4 +1,4 @@
-"""`NaiveRetriever`: the memories nearest to a text, by exact search over real embeddings. Asks no model."""
+"""`NaiveRetriever`: the memories nearest to a text, exactly over real embeddings or as the items' own store says. Asks no model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memfactory.common.registry import EMBEDDER_REGISTRY, MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.memory.embedders import CachedEmbedder
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.search import search
+from memfactory.memory.search import Searchable, search
 from memfactory.modules.base import BaseModule
 
 
@@ -38,7 +38,10 @@ class NaiveRetriever(BaseModule):
         items, queries, k = args
         if len(items) <= k:
             return list(items)
-        if self.embedder.waits:  # for a server: the other attempts go on meanwhile
+        if isinstance(items, Searchable) and items.embedder_name == self.embedder.name:
+            found = await asyncio.to_thread(items.nearest, queries, k)
+            near = {item.id for nearest in found for item in nearest}
+        elif self.embedder.waits:  # for a server: the other attempts go on meanwhile
             near = await asyncio.to_thread(self._near, items, queries, k)
         else:
             near = self._near(items, queries, k)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from memfactory.common.types import Messages
 from memfactory.data.generators import dialog_bank, dialog_world
+from memfactory.data.generators.rerank_demonstrator import live_lines, needed
 
 Player = Callable[[Messages, str], str]
 """(messages, stage) -> text, as `ScriptedChat` takes it."""
@@ -69,5 +70,22 @@ def rule_player(policy: str, update: Callable[[str], str] = lambda text: text) -
         if stage == "update":
             return update(operations(policy, between(text, "memory"), between(text, "facts")))
         return answer_from(between(text, "memories"), between(text, "question"))
+
+    return play
+
+
+def chooser(policy: str = "oracle") -> Player:
+    """RMM's two stages by rule: `oracle` keeps what an answer rests on, `all` every candidate, `none` nothing; reading is by rule."""
+
+    def play(messages: Messages, stage: str) -> str:
+        text = messages[0]["content"]
+        if stage != "rerank":
+            return answer_from(between(text, "memories"), between(text, "question"))
+        candidates = [sentence.removesuffix(" .").split() for sentence in sentences(between(text, "candidates"))]
+        lines = [" ".join([*words[:2], *words[3:]]) for words in candidates]
+        path = dialog_world.read_question(between(text, "question"))
+        assert path is not None, text
+        kept = {"oracle": needed(live_lines(lines), path), "all": list(range(len(lines))), "none": []}[policy]
+        return " ".join(f"{' '.join(candidates[number][:3])} ." for number in kept) or "none ."
 
     return play
