@@ -274,6 +274,7 @@ def test_entry_points_of_the_launchers_are_there() -> None:
         "examples/RunMemoryAgent4B.sh",
         "examples/run_MemAgent.sh",
         "examples/run_MemR1.sh",
+        "examples/run_RMM.sh",
         "evaluation/evaluate_orchestrator.py",
         "evaluation/evaluate_worker.py",
         "evaluation/summarize_results.py",

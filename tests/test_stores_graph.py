@@ -131,7 +131,7 @@ def open_on(server: bolt_server.BoltServer, **more: Any) -> Neo4jStore:
 
 
 def ask(store: Neo4jStore, statement: str, user: str) -> list[Any]:
-    return sorted(store._graph.run(statement, user=user))
+    return sorted(store._graph.run(statement, {"user": user}))
 
 
 @pytest.mark.slow
@@ -181,10 +181,16 @@ def test_expansion_appends_what_shares_a_name_the_rarest_name_first(server: bolt
 @pytest.mark.slow
 def test_values_are_never_part_of_a_statement(server: bolt_server.BoltServer, monkeypatch: pytest.MonkeyPatch) -> None:
     statements: set[str] = set()
+
+    def watch(plain: Any) -> Any:
+        def run(self: Any, statement: str, *values: Any, **limits: float) -> Any:
+            statements.add(statement)
+            return plain(self, statement, *values, **limits)
+
+        return run
+
     for kind in (BoltClient, Transaction):
-        plain = kind.run
-        spy = lambda self, statement, plain=plain, **values: (statements.add(statement), plain(self, statement, **values))[1]  # noqa: E731
-        monkeypatch.setattr(kind, "run", spy)
+        monkeypatch.setattr(kind, "run", watch(kind.run))
     evil = "Bob'}) DETACH DELETE n //"
     user = new_user(evil)
     with open_on(server, expand=2) as store:
@@ -205,8 +211,8 @@ def test_a_change_is_all_or_nothing(server: bolt_server.BoltServer, monkeypatch:
         store.add(user, ["tea", "rome"])
         before, run = store.bank(user), Transaction.run
 
-        def broken(self: Transaction, statement: str, **values: Any) -> Any:
-            return run(self, "THIS IS NO CYPHER" if statement == graph_rows.UNLOCK else statement, **values)
+        def broken(self: Transaction, statement: str, values: dict[str, Any], **limits: float) -> Any:
+            return run(self, "THIS IS NO CYPHER" if statement == graph_rows.UNLOCK else statement, values, **limits)
 
         monkeypatch.setattr(Transaction, "run", broken)
         with pytest.raises(StoreError, match="failed"):

@@ -44,7 +44,7 @@ def start(databases: str, database: str, password: str, heap: str) -> tuple[Any,
     return server, int(plugin.getPort())
 
 
-def answer(answers: TextIO, **values: Any) -> None:
+def answer(answers: TextIO, values: dict[str, Any]) -> None:
     answers.write(json.dumps(values) + "\n")
     answers.flush()
 
@@ -55,11 +55,11 @@ def main() -> None:
     os.dup2(2, 1)
     request = json.loads(sys.stdin.readline())
     server, port = start(**request)
-    answer(answers, port=port)
+    answer(answers, {"port": port})
     for _ in sys.stdin:  # until the parent closes the pipe, or dies
         # A closed database has no log of transactions; the next statement opens it again.
         server._java_server.getDatabase(request["database"]).getEmbedded().close()
-        answer(answers, closed=True)
+        answer(answers, {"closed": True})
     watch = threading.Timer(STOP_SECONDS, os._exit, [1])
     watch.daemon = True
     watch.start()

@@ -38,9 +38,9 @@ class Transaction:
     def __init__(self, client: BoltClient, inner: Any) -> None:
         self._client, self._inner = client, inner
 
-    def run(self, statement: str, *, more: float = 0.0, **values: Any) -> Rows:
+    def run(self, statement: str, values: dict[str, Any] | None = None, *, more: float = 0.0) -> Rows:
         """The statement's rows; values are sent apart from the statement. `more`: seconds beyond the usual limit."""
-        return self._client._await(_rows(self._inner, statement, values), more)
+        return self._client._await(_rows(self._inner, statement, values or {}), more)
 
     def commit(self, *, more: float = 0.0) -> None:
         self._client._await(self._inner.commit(), more)
@@ -81,12 +81,12 @@ class BoltClient:
             if not connected:
                 self.close()
 
-    def run(self, statement: str, *, more: float = 0.0, **values: Any) -> Rows:
+    def run(self, statement: str, values: dict[str, Any] | None = None, *, more: float = 0.0) -> Rows:
         """The rows of a statement that is a transaction of its own. `more`: seconds beyond the usual limit."""
 
         async def once() -> Rows:
             async with self._session() as session:
-                return await _rows(session, statement, values)
+                return await _rows(session, statement, values or {})
 
         return self._await(once(), more)
 

@@ -9,6 +9,7 @@ same is done for a user whose write failed, or whom another process changed whos
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,8 @@ from memfactory.memory.items import MemoryItem
 from memfactory.memory.stores.base import HitsEach, Row
 from memfactory.memory.stores.bolt_client import Conflict
 from memfactory.memory.stores.graph_rows import memory_key
-from memfactory.memory.stores.milvus import MilvusStore
-from memfactory.memory.stores.milvus_rows import key_of
+from memfactory.memory.stores.milvus import PAGE, SHOWN, MilvusStore
+from memfactory.memory.stores.milvus_rows import is_user, key_of, row_of
 from memfactory.memory.stores.neo4j import DEFAULT_PATH, Neo4jOptions, Neo4jStore
 from memfactory.memory.stores.shelf import Shelf
 
@@ -59,9 +60,17 @@ class VectorIndex(MilvusStore):
     def put(self, user: str, rows: Sequence[Row]) -> None:
         self._write(user, [replace(row, item=stub(row.item)) for row in rows])
 
-    def rows(self, user: str) -> dict[int, Row]:
-        """Position -> row, without vectors."""
-        return {row.position: row for row in self._load(user)}
+    def rows(self, user: str, size: int) -> dict[int, Row]:
+        """Position -> row, without vectors. There should be `size` of them: what is missing among these ends nothing."""
+        found: dict[int, Row] = {}
+        with self._milvus.use() as client:
+            for start in itertools.count(0, PAGE) if self._holds(client, user) else ():
+                where = f"{is_user(user)} and position >= {start} and position < {start + PAGE}"
+                page = client.query(self._name, filter=where, output_fields=SHOWN, timeout=self._timeout, **self._within(user))
+                found |= {row.position: row for row in map(row_of, page)}
+                if not page and start >= size:
+                    break
+        return found
 
     def drop(self, user: str, positions: Sequence[int]) -> None:
         """Remove single rows."""
@@ -117,7 +126,7 @@ class HybridStore(Neo4jStore):
 
     def _commit(self, user: str, shelf: Shelf, rows: Sequence[Row], revision: int, size: int) -> None:
         # Until both are written they do not agree.
-        agreed = self._in_step.pop(user, None) == (shelf.born, revision - 1) or (revision == 1 and not self._vectors.rows(user))
+        agreed = self._in_step.pop(user, None) == (shelf.born, revision - 1) or (revision == 1 and not self._vectors.rows(user, 0))
         self._vectors.put(user, rows)
         super()._commit(user, shelf, [replace(row, vector=None) for row in rows], revision, size)
         if agreed:
@@ -172,7 +181,7 @@ class HybridStore(Neo4jStore):
         shelf = self._shelf(user)
         bank = shelf.bank
         truth = [Row(item, at, item.id in bank._deleted) for at, item in enumerate(bank._items.values())]
-        found = self._vectors.rows(user)
+        found = self._vectors.rows(user, len(truth))
         wrong = [row for row in truth if found.pop(row.position, None) != replace(row, item=stub(row.item))]
         if found and not truth:
             self._vectors._remove(user)

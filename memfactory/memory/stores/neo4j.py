@@ -126,7 +126,7 @@ class Neo4jStore(MemoryStore):
     @contextmanager
     def _editing(self, user: str) -> Iterator[None]:
         with super()._editing(user), self._graph.transaction() as transaction:
-            self._locked = transaction.run(graph.LOCK, user=key_of(user), name=user, stamp=secrets.token_hex(8))
+            self._locked = transaction.run(graph.LOCK, {"user": key_of(user), "name": user, "stamp": secrets.token_hex(8)})
             self._transaction = transaction
             try:
                 yield
@@ -155,7 +155,7 @@ class Neo4jStore(MemoryStore):
     def _commit(self, user: str, shelf: Shelf, rows: Sequence[Row], revision: int, size: int) -> None:
         """Make what was written true; `rows` go to the shelf."""
         assert self._transaction is not None
-        self._transaction.run(graph.UNLOCK, user=key_of(user), revision=revision, memories=size)
+        self._transaction.run(graph.UNLOCK, {"user": key_of(user), "revision": revision, "memories": size})
         self._transaction.commit(more=len(rows) * _SECONDS_EACH)
         shelf.put(rows, revision, size)
 
@@ -174,7 +174,7 @@ class Neo4jStore(MemoryStore):
         assert self._transaction is not None
         more = self._locked[0][2] * _SECONDS_EACH
         for statement in graph.PURGE:
-            self._transaction.run(statement, user=key_of(user), name=user, more=more)
+            self._transaction.run(statement, {"user": key_of(user), "name": user}, more=more)
         self._transaction.commit(more=more)
         self._shelves.pop(user, None)
         if self.server is not None:
@@ -201,7 +201,11 @@ class Neo4jStore(MemoryStore):
         items = list(shelf.bank._items.values())
         at = {item.id: position for position, item in enumerate(items)}
         keys = [graph.memory_key(user, at[item.id]) for item, _ in found]
-        near = [(position, weight) for position, weight in self._graph.run(graph.RELATED, keys=keys, owner=owner) if position < len(items)]
+        near = [
+            (position, weight)
+            for position, weight in self._graph.run(graph.RELATED, {"keys": keys, "owner": owner})
+            if position < len(items)
+        ]
         near = sorted(near, key=lambda pair: (-round(pair[1], DIGITS), -pair[0]))[: self.neighbours]
         weights = {items[position].id: round(weight, DIGITS) for position, weight in near}
         places = sorted(position for position, _ in near)
@@ -231,7 +235,7 @@ class Neo4jStore(MemoryStore):
         """The user's shelf as the graph is now: in a transaction, as it found it."""
         if self._transaction is not None:
             return self._refreshed(user, self._locked)
-        return self._retrying(lambda: self._refreshed(user, self._graph.run(graph.SEEN, user=key_of(user))))
+        return self._retrying(lambda: self._refreshed(user, self._graph.run(graph.SEEN, {"user": key_of(user)})))
 
     def _refreshed(self, user: str, seen: Rows) -> Shelf:
         shelf = self._shelves.pop(user, None)
@@ -252,10 +256,10 @@ class Neo4jStore(MemoryStore):
 
     def _changed(self, user: str, after: int, more: float = 0.0) -> list[tuple[int, Row]]:
         """Rows written after a revision, each with the revision of its last write."""
-        found = (self._transaction or self._graph).run(graph.CHANGED, user=key_of(user), after=after, more=more)
+        found = (self._transaction or self._graph).run(graph.CHANGED, {"user": key_of(user), "after": after}, more=more)
         return [(revision, graph.row_of(position, state, values)) for revision, position, state, *values in found]
 
     def _run(self, statement: str, user: str, rows: Sequence[dict[str, Any]]) -> None:
         assert self._transaction is not None
         for start in range(0, len(rows), _BATCH):
-            self._transaction.run(statement, user=key_of(user), name=user, rows=rows[start : start + _BATCH])
+            self._transaction.run(statement, {"user": key_of(user), "name": user, "rows": rows[start : start + _BATCH]})
