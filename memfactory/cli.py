@@ -1,4 +1,4 @@
-"""`memfactory train | eval | compare | data | list`: the command line. Prints, and turns a user's mistake into one line.
+"""`memfactory train | eval | compare | chat | data | list`: the command line. Prints, and turns a user's mistake into one line.
 
 Knows the commands, not what they do.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import transformers
 from rich.console import Console
@@ -22,6 +23,7 @@ import memfactory.engines.scripted
 import memfactory.envs
 import memfactory.memory.embedders
 import memfactory.trainers.mem_grpo_trainer
+import memfactory.trainers.mem_reinforce_trainer
 import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
@@ -34,6 +36,8 @@ from memfactory.evaluation.compare import compare
 from memfactory.evaluation.config import EvalConfig
 from memfactory.evaluation.orchestrator import evaluate_all
 from memfactory.evaluation.report import paired_table
+from memfactory.serving.chat import USAGE as CHAT_USAGE
+from memfactory.serving.chat import ChatConfig, chat
 from memfactory.trainers.base import device_of
 from memfactory.trainers.memory_plan import report_memory
 
@@ -42,17 +46,18 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory train [CONFIG.yaml] [--flag value ...]       --help lists the flags
   memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
   memfactory compare A B                                  two evaluated models, paired by question
+  memfactory chat CHECKPOINT [--store S] [--user U]       a conversation that is remembered
   memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
   memfactory list [--import my_parts.py ...]              what is registered
 
-train, eval, data build and list take --import FILE.py (or a module) to make your own parts known."""
+train, eval, chat, data build and list take --import FILE.py (or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
-        "train": train, "eval": evaluate, "compare": compare_two, "data": data, "list": list_parts,
+        "train": train, "eval": evaluate, "compare": compare_two, "chat": chat_with, "data": data, "list": list_parts,
     }  # fmt: skip
 
     def command() -> int | None:
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub"):
+    for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -93,7 +98,7 @@ def guarded(command: Callable[[], int | None]) -> int:
 def train(arguments: Sequence[str]) -> None:
     """`memfactory train`."""
     load_settings()
-    config = read_config(arguments, slots_of)
+    config = read_config(arguments, slots_of, defaults_of)
     import_plugins(config.plugins)
     trainer_class = TRAINER_REGISTRY.get(config.trainer)
     if config.trainer == "mem_grpo" and config.model_name_or_path and config.data_path:
@@ -101,7 +106,7 @@ def train(arguments: Sequence[str]) -> None:
     trainer = trainer_class(config)
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
-    logging.getLogger(__name__).info("Done. Last checkpoint: %s (transformers and vLLM load it)", last)
+    logging.getLogger(__name__).info("Done. Last checkpoint: %s (%s)", last, trainer.checkpoints_are_for)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -121,6 +126,13 @@ def compare_two(arguments: Sequence[str]) -> None:
     console.print(paired_table(rows))
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def chat_with(arguments: Sequence[str]) -> int:
+    """`memfactory chat`."""
+    load_settings()
+    config, words = parse_flags(ChatConfig, arguments, "memfactory chat", CHAT_USAGE, 1)
+    return chat(words, config, Console(highlight=False))
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -155,6 +167,12 @@ def slots_of(config: TrainConfig) -> list[str]:
     """The slots of the chosen agent, which may be one's own: `--SLOT key` fills them."""
     import_plugins(config.plugins)
     return list(AGENT_REGISTRY.get(config.agent_type).slots)  # type: ignore[attr-defined]
+
+
+def defaults_of(config: TrainConfig) -> dict[str, Any]:
+    """The options for which the chosen trainer, which may be one's own, has another default."""
+    import_plugins(config.plugins)
+    return getattr(TRAINER_REGISTRY.get(config.trainer), "defaults", {})
 
 
 def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:

@@ -138,7 +138,7 @@ def test_each_question_is_paid_for_its_own_answer_cost_and_citations(env: Rerank
     reports[1].update(kept_items=4, shown_items=4, cited_items=4)
     rewards = env.compute_reward({"answer": [""]}, env.collate_fn([env[0]]), 1, trajectories=[attempt])
     assert rewards["question"][0, :2].tolist() == pytest.approx([1.0 - 2 * 0.02 + 0.1 * 0.0, -4 * 0.02]), "wrong: citing all wins nothing"
-    assert rewards["default"].tolist() == pytest.approx([rewards["question"][0].mean()])
+    assert rewards["default"].tolist() == pytest.approx([float(rewards["question"][0].mean())])
     reports[0].update(cited_items=1)
     (full,) = env.compute_reward({"answer": [""]}, env.collate_fn([env[0]]), 1, trajectories=[attempt])["default/citation"].tolist()
     assert full == pytest.approx(1 / len(golds))

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
-from memfactory.common.registry import AGENT_REGISTRY
+from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.files import looks_local, read_json
+from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import ChatModel, LocalChat, Models
-from memfactory.engines.hf import HFEngine, stop_ids_of
+from memfactory.engines.hf import HFEngine, slots_that_fit, stop_ids_of
+from memfactory.engines.load import load_causal_lm, load_tokenizer
+
+ABOUT = "memfactory.json"
+"""The file of a checkpoint that says which agent it was trained as."""
 
 
 def build_agent(agent_type: str, tokenizer: PreTrainedTokenizerBase, device: str, options: Mapping[str, Any]) -> BaseAgent:
@@ -44,3 +55,89 @@ def local_models(
 def api_chats(roles: Mapping[str, str]) -> dict[str, ChatModel]:
     """A chat model for every role `api:NAME`."""
     return {role: APIChat(role) for role in dict.fromkeys(roles.values()) if role.startswith(PREFIX)}
+
+
+def trained_as(model: str) -> dict[str, Any]:
+    """What the memfactory.json of a checkpoint (a folder, or on the hub) says; nothing if the model has none."""
+    path = Path(model).expanduser() / ABOUT
+    if not path.is_file() and not model.startswith(PREFIX) and not looks_local(model):
+        try:
+            path = Path(hf_hub_download(model, ABOUT))
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+            return {}  # it has none; or there is no such model here or there, which is said when it is loaded
+    return read_json(path) if path.is_file() else {}
+
+
+def answered_by_others(model: str) -> dict[str, str]:
+    """{stage: role} of the stages that the checkpoint was not trained to answer itself."""
+    return {stage: role for stage, role in trained_as(model).get("roles", {}).items() if role not in ("policy", "policy_nograd")}
+
+
+def options_over(model: str, agent: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options `given`, over those that the checkpoint's memfactory.json gives if it is of the same agent."""
+    about = trained_as(model)
+    options: dict[str, Any] = {}
+    if agent == about.get("agent") and about.get("agent_options"):
+        # As the agent describes itself: what its slots have from its own options follows them when one is changed below.
+        options = build_agent(agent, None, "cpu", about["agent_options"]).describe()  # type: ignore[arg-type]
+    for name, value in given.items():
+        own = options.get(name)
+        same_part = isinstance(own, dict) and isinstance(value, dict) and value.get("type", own.get("type")) == own.get("type")
+        options[name] = {**own, **value} if same_part else value  # type: ignore[dict-item]
+    return options
+
+
+def device_of(name: str) -> str:
+    """The device that `name` means: auto is the GPU, if there is one."""
+    return "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
+
+
+def open_models(
+    model: str, agent: BaseAgent, *, engine: str = "hf", device: str = "cpu", roles: Mapping[str, str] | None = None,
+    reference: str | None = None, options: Mapping[str, Any] | None = None,
+) -> Models:  # fmt: skip
+    """Who answers: `model` as the policy, and what `roles` name.
+
+    `engine`: hf (in this process), api (an OpenAI-compatible server, such as vLLM's), or a key of ENGINE_REGISTRY whose class is
+    a chat model and takes the model's name. `options` are the engine's: `slots` and `max_prompt_length` of hf, else keyword
+    arguments of the class (`base_url`, `timeout`, ... of api).
+    """
+    roles, given = dict(roles or {}), dict(options or {})
+    if engine != "hf":
+        return Models({"policy": _served(engine, model, given)} | api_chats(roles), roles)
+    _refuse_unknown(engine, given, ("slots", "max_prompt_length"))
+    if "reference" in roles.values() and not reference:
+        raise ConfigError("roles names the reference: say which model it is with --reference.")
+    on_gpu = device.startswith("cuda")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    weights = load_causal_lm(model, device, dtype)
+    if on_gpu:
+        given["slots"] = min(given.get("slots", 192), slots_that_fit(weights, _longest(agent)))
+    other = load_causal_lm(str(reference), device, dtype) if "reference" in roles.values() else None
+    return local_models(weights, load_tokenizer(model), bf16=on_gpu, roles=roles, reference=other, **given)
+
+
+def _served(engine: str, model: str, options: Mapping[str, Any]) -> ChatModel:
+    """A chat model that is made from its name."""
+    kind = ENGINE_REGISTRY.get(engine)
+    if not callable(getattr(kind, "chat", None)):
+        raise ConfigError(
+            f"The engine {engine!r} is not opened by a model's name: {kind.__name__} is no chat model. Use hf, api, or one of your own."
+        )
+    parameters = inspect.signature(kind).parameters.values()
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+        _refuse_unknown(engine, options, [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY])
+    return kind(model, **options)
+
+
+def _refuse_unknown(engine: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of the engine {engine!r}", name, known)
+
+
+def _longest(agent: BaseAgent) -> int:
+    """Tokens that a turn may hold, prompt and response, as far as the agent's options say."""
+    options = agent.options
+    chunk, response = getattr(options, "chunk_size", None) or 4096, getattr(options, "max_generate_length", None) or 1024
+    return chunk + 2 * response + 1024

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from memfactory.common.flags import FlagParser, gathered, mapping_of, option
 
 _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
 
-_MAPPINGS = ("agent_options", "env_options", "roles")
+_MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options")
 
 _FREE_ON_RESUME = frozenset(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
@@ -42,6 +42,7 @@ class TrainConfig:
     env_type: str = option("longcontext", "Which env: a key of ENV_REGISTRY.")
     agent_options: str = option("{}", "Options of the agent and its slots: JSON on the command line, a mapping in YAML.")
     env_options: str = option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
+    trainer_options: str = option("{}", "Options of the trainer that no other has (mem_reinforce): JSON, or a mapping in YAML.")
     roles: str = option("{}", "Who answers each stage, {stage: policy | policy_nograd | reference | api:NAME}: JSON, or a mapping in YAML.")
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
@@ -122,7 +123,7 @@ class TrainConfig:
             raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """`agent_options`, `env_options` or `roles` as a mapping."""
+        """`agent_options`, `env_options`, `trainer_options` or `roles` as a mapping."""
         return mapping_of(name, getattr(self, name))
 
     @property
@@ -146,13 +147,14 @@ USAGE = "memfactory train [CONFIG.yaml] [--flag value ...]     flags win over th
 
 
 SlotsOf = Callable[[TrainConfig], Iterable[str]]
+DefaultsOf = Callable[[TrainConfig], Mapping[str, Any]]
 
 
-def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None) -> TrainConfig:
+def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None, defaults_of: DefaultsOf | None = None) -> TrainConfig:
     """Build the configuration from `[FILE.yaml] --flag value ...`; an unknown flag or key names the nearest known one.
 
     `slots_of(config)` names the slots of the chosen agent: `--SLOT module_key` is then a flag too, short for an entry of
-    `agent_options`.
+    `agent_options`. `defaults_of(config)` are options for which the chosen trainer has another default.
     """
     arguments = list(arguments)
     known = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -163,6 +165,10 @@ def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None) -> Tr
         arguments = [*_yaml_flags(Path(file), known), *arguments]
     parser = FlagParser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
+    if defaults_of and (defaults := defaults_of(config)):
+        # Before what was given, so that it wins, as flags do over the file.
+        arguments = [*_as_flags(defaults), *arguments]
+        config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     slots = list(slots_of(config)) if extra and slots_of else []
     left = _take_slots(config, list(map(str, extra)), slots)
     known |= set(slots)
@@ -194,15 +200,20 @@ def _yaml_flags(path: Path, known: set[str]) -> list[str]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of options, not a {type(values).__name__}.")
-    flags: list[str] = []
     for key, value in values.items():
         if key not in known:
             raise unknown_name(f"key of {path}", str(key), known)
+        if value is None and getattr(TrainConfig(), key) is not None:
+            raise ConfigError(f"{path}: {key} is null, but it must have a value. Leave the key out for its default.")
+    return _as_flags(values)
+
+
+def _as_flags(values: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for key, value in values.items():
         if isinstance(value, dict):
             value = json.dumps(value)
         items = value if isinstance(value, list) else [value]
-        if value is None and getattr(TrainConfig(), key) is not None:
-            raise ConfigError(f"{path}: {key} is null, but it must have a value. Leave the key out for its default.")
         if value is not None and items:
             flags += [f"--{key}", *map(str, items)]
     return flags

@@ -21,6 +21,7 @@ import memfactory.data.generators.ruler
 import memfactory.data.generators.synth_dialog
 import memfactory.data.generators.synth_facts
 import memfactory.data.generators.synth_hop
+import memfactory.data.generators.synth_topics
 import memfactory.data.hotpotqa
 import memfactory.data.memory_r1  # noqa: F401 - these imports register the generators
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import api_chats, build_agent, local_models
+from memfactory.agents.build import build_agent, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import read_json, write_json, write_text
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import Models
-from memfactory.engines.hf import slots_that_fit
-from memfactory.engines.load import load_causal_lm, load_tokenizer, model_hash
+from memfactory.engines.load import load_tokenizer, model_hash
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
@@ -83,7 +82,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
         raise ConfigError(f"{job.model} is behind an API: evaluate it with --engine api.")
     if job.threads:
         torch.set_num_threads(job.threads)
-    device = "cuda" if job.device == "auto" and torch.cuda.is_available() else job.device.replace("auto", "cpu")
+    device = device_of(job.device)
     tokenizer_of = job.tokenizer if job.engine == "api" else job.model
     tokenizer = load_tokenizer(tokenizer_of) if tokenizer_of else None
     agent_type, options = agent_of(job)
@@ -117,53 +116,19 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     return scores
 
 
-def trained_as(model: str) -> dict[str, Any]:
-    """What a checkpoint's memfactory.json says; nothing if the model has none."""
-    path = Path(model).expanduser() / "memfactory.json"
-    return read_json(path) if path.is_file() else {}
-
-
 def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
     """(agent, options): the job's over those that the checkpoint's memfactory.json gives, if it is of the same agent."""
-    about = trained_as(job.model)
-    agent = job.agent or about.get("agent", "memagent")
+    agent = job.agent or trained_as(job.model).get("agent", "memagent")
     AGENT_REGISTRY.get(agent)
-    options: dict[str, Any] = {}
-    if agent == about.get("agent") and about.get("agent_options"):
-        # As the agent describes itself: what its slots have from its own options follows them when one is changed below.
-        options = build_agent(agent, None, "cpu", about["agent_options"]).describe()  # type: ignore[arg-type]
-    for name, value in job.agent_options.items():
-        own = options.get(name)
-        same_part = isinstance(own, dict) and isinstance(value, dict) and value.get("type", own.get("type")) == own.get("type")
-        options[name] = {**own, **value} if same_part else value  # type: ignore[dict-item]
-    return agent, options
+    return agent, options_over(job.model, agent, job.agent_options)
 
 
 def models_of(job: Job, agent: BaseAgent, device: str) -> Models:
     """Who answers: the job's model as the policy, in this process or behind an API, and what its roles name."""
-    if job.engine == "api":
-        policy = APIChat(job.model, timeout=job.timeout, concurrency=job.concurrency)
-        models = Models({"policy": policy} | api_chats(job.roles), job.roles)
-    else:
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        needs = "reference" in job.roles.values()
-        if needs and not job.reference:
-            raise ConfigError("roles names the reference: say which model it is with --reference.")
-        weights = load_causal_lm(job.model, device, dtype)
-        slots = min(job.slots, slots_that_fit(weights, _longest(agent))) if device.startswith("cuda") else job.slots
-        models = local_models(
-            weights, load_tokenizer(job.model), slots=slots, bf16=device.startswith("cuda"),
-            roles=job.roles, reference=load_causal_lm(str(job.reference), device, dtype) if needs else None,
-        )  # fmt: skip
+    options = {"slots": job.slots} if job.engine == "hf" else {"timeout": job.timeout, "concurrency": job.concurrency}
+    models = open_models(job.model, agent, engine=job.engine, device=device, roles=job.roles, reference=job.reference, options=options)
     agent.attach(models)
     return models
-
-
-def _longest(agent: BaseAgent) -> int:
-    """Tokens that a turn may hold, prompt and response, as far as the agent's options say."""
-    options = agent.options
-    chunk, response = getattr(options, "chunk_size", None) or 4096, getattr(options, "max_generate_length", None) or 1024
-    return chunk + 2 * response + 1024
 
 
 def load_scores(folder: Path) -> Scores:

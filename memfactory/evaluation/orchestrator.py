@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import write_json
 from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.jobs import Job, load_scores, trained_as
+from memfactory.evaluation.jobs import Job, load_scores
 from memfactory.evaluation.report import summary, table, write_results
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _trained_otherwise(jobs: Sequence[Job]) -> list[str]:
     """What a checkpoint's memfactory.json says of its training that this evaluation does not follow."""
     notes: dict[str, None] = {}
     for job in jobs:
-        others = {stage: role for stage, role in trained_as(job.model).get("roles", {}).items() if role not in ("policy", "policy_nograd")}
+        others = answered_by_others(job.model)
         if others and not job.roles:
             notes[f"{job.model_name} was trained with the roles {others}; here it answers every stage itself (--roles, --reference)."] = (
                 None

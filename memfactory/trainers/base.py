@@ -11,6 +11,8 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
+from memfactory.common.registry import TRAINER_REGISTRY, build_options
 from memfactory.common.tracking import build_trackers
 from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
@@ -34,12 +37,18 @@ from memfactory.trainers import checkpoint as ckpt
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """A trainer without options of its own."""
+
+
 class BaseTrainer(ABC):
     """The loop around `training_step`, with everything that makes it resumable."""
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         _check_choices(config)
         self.config = config
+        self.options: Any = build_options(f"the trainer {config.trainer}", self.Options, config.mapping("trainer_options"))
         self.output_dir = Path(config.output_dir)
         self.device = device_of(config.device)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
@@ -49,10 +58,7 @@ class BaseTrainer(ABC):
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._resume_from = self._find_checkpoint()
-        if tokenizer is None:
-            tokenizer = load_tokenizer(required_model(config))
-        if model is None:
-            model = load_causal_lm(required_model(config), str(self.device))
+        model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
@@ -70,6 +76,26 @@ class BaseTrainer(ABC):
         self.best_score = -float("inf")
 
     # What a trainer supplies
+
+    Options: type = NoOptions
+    """What `trainer_options` may hold."""
+    defaults: dict[str, Any] = {}
+    """Options of TrainConfig for which this trainer has another default: the command line's, and `configured`'s."""
+    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
+    """Attributes that a checkpoint keeps and a resumed run takes up again."""
+    checkpoints_are_for = "transformers and vLLM load it"
+
+    def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """What is trained and its tokenizer: a causal LM, unless overridden. Each as given, or loaded if it is None."""
+        if tokenizer is None:
+            tokenizer = load_tokenizer(required_model(self.config))
+        if model is None:
+            model = load_causal_lm(required_model(self.config), str(self.device))
+        return model, tokenizer
+
+    def weights_of(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The weights of a checkpoint of this trainer."""
+        return ckpt.load_weights(folder)
 
     @property
     @abstractmethod
@@ -99,6 +125,11 @@ class BaseTrainer(ABC):
             "updates": self.updates,
             "config": self.config.to_dict(),
         }
+
+    @classmethod
+    def configured(cls, options: Mapping[str, Any]) -> TrainConfig:
+        """A configuration with this trainer's defaults, as the command line makes it, for use from Python."""
+        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults | dict(options)))
 
     # The loop
 
@@ -184,7 +215,7 @@ class BaseTrainer(ABC):
             "config": self.config.to_dict(),
             "data": file_hash(self.config.data_path),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "counters": {name: getattr(self, name) for name in ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")},
+            "counters": {name: getattr(self, name) for name in self.saved},
             "random": ckpt.random_states(),
         }
         folder = ckpt.save_checkpoint(self.output_dir, self.step, self.model, self.tokenizer, self.about(), state)
@@ -218,7 +249,7 @@ class BaseTrainer(ABC):
                 f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
                 "Give the same options, or another --output_dir."
             )
-        self.model.load_state_dict(ckpt.load_weights(folder))
+        self.model.load_state_dict(self.weights_of(folder))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for name, value in state["counters"].items():
@@ -235,6 +266,18 @@ def _check_choices(config: TrainConfig) -> None:
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)
+
+
+def batch_numbers(seed: int, step: int, size: int, total: int) -> list[int]:
+    """Which of `total` examples a step has: a new seeded order for each pass over them, so a resumed run needs no cursor."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for number in range(step * size, (step + 1) * size):
+        epoch, at = divmod(number, total)
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"{seed}/{epoch}").sample(range(total), total)
+        chosen.append(orders[epoch][at])
+    return chosen
 
 
 def required_model(config: TrainConfig) -> str:

@@ -12,11 +12,11 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import new_folder, point, write_json
@@ -24,18 +24,28 @@ from memfactory.common.files import new_folder, point, write_json
 STATE_VERSION = 2
 FORMAT = 1
 """Of memfactory.json."""
+
+
+class Saved(Protocol):
+    """What writes itself into a folder: a transformers model or tokenizer, or another part that is trained."""
+
+    def save_pretrained(self, save_directory: Path, /) -> Any:
+        """Write all that is needed to load it again."""
+
+
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
 def save_checkpoint(
-    output_dir: Path, step: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, about: dict[str, Any], state: dict[str, Any]
+    output_dir: Path, step: int, model: Saved, tokenizer: Saved | None, about: dict[str, Any], state: dict[str, Any]
 ) -> Path:
-    """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json."""
+    """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json; what is no LM has no tokenizer."""
     folder = output_dir / f"checkpoint-{step:06d}"
     output_dir.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as part:
         model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
         write_json(part / "memfactory.json", about)
         torch.save({"version": STATE_VERSION, "step": step, **state}, part / "trainer_state.pt")
     point(output_dir / "last", folder.name)

@@ -1,0 +1,251 @@
+"""Memory an application can use: what it says is written into a user's bank in a store, what it asks is read from there.
+
+The verbs run `BaseAgent.run`, the very coroutine of training and evaluation, on one event or one question at a time; the memory
+comes from the store and goes back to it. Knows no checkpoint (`load.py`), no terminal and no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from memfactory.agents.told import Answer, Change, Said, named, turns_of
+from memfactory.common.errors import ConfigError, DataError
+from memfactory.common.parsing import final_answer
+from memfactory.common.types import Sampling, Trajectory, View
+from memfactory.engines.api import APIChat
+from memfactory.engines.base import event_loop, on_own_loop, stream_key
+from memfactory.engines.base import run as run_on_loop
+from memfactory.engines.chat import Models, Session
+from memfactory.memory.bank import MemoryBank
+from memfactory.memory.embedders import Embedder
+from memfactory.memory.items import MemoryItem, MemoryOp
+from memfactory.memory.merge import Edit, Merged
+from memfactory.memory.stores import MemoryStore, open_store
+from memfactory.memory.stores.stored_bank import stored
+
+T = TypeVar("T")
+U = TypeVar("U", bound="Usable")
+
+DEFAULT_USER = "default"
+
+
+@dataclass(slots=True)
+class Line(Session):
+    """An application's session, which hears what a question was answered from; branches share what was heard."""
+
+    shown: list[MemoryItem] = field(default_factory=list)
+
+
+def shows(model: Session, items: Sequence[MemoryItem]) -> None:
+    """Said by an agent's `read`: these memories are before the model. Only an application listens."""
+    if isinstance(model, Line):
+        model.shown[:] = items
+
+
+@dataclass(slots=True)
+class Kept:
+    """What the agents of several users share: the store, and how is sampled."""
+
+    store: MemoryStore
+    mine: bool
+    """Whether it was opened here, and so is closed here."""
+    sampling: Sampling
+    seed: int
+    calls: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers of the random streams; greedy sampling draws nothing."""
+    locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    def lock(self, user: str) -> asyncio.Lock:
+        """Held by one writer of a user at a time; on the package's loop."""
+        lock = self.locks.get(user)
+        if lock is None:
+            lock = self.locks[user] = asyncio.Lock()
+        return lock
+
+
+class Usable(ABC):
+    """The verbs of an agent in use. Those with an `a` before them are for programs with an event loop of their own."""
+
+    slots: dict[str, str]
+    question_aware: bool
+    kept: Kept | None = None
+    user: str = DEFAULT_USER
+    _lent = False
+    """True for an agent made by `for_user`: it closes nothing."""
+
+    # What an agent is, as far as the verbs know it.
+
+    @abstractmethod
+    def initial(self, view: View) -> Any: ...
+
+    @abstractmethod
+    async def run(self, view: View, model: Session) -> None: ...
+
+    @abstractmethod
+    def _models(self, given: Models | None) -> Models: ...
+
+    # Where the memory is.
+
+    @classmethod
+    def load(
+        cls: type[U], path: str, *, store: str | MemoryStore = "in_memory", user: str = DEFAULT_USER,
+        store_options: Mapping[str, Any] | None = None, engine: str = "hf", engine_options: Mapping[str, Any] | None = None,
+        device: str = "auto", roles: Mapping[str, str] | None = None, reference: str | None = None, tokenizer: str | None = None,
+        temperature: float = 0.0, seed: int = 0, **agent_options: Any,
+    ) -> U:  # fmt: skip
+        """An agent ready for use: its model, its memory, and the options that its checkpoint was trained with.
+
+        `path`: a checkpoint's folder, a hub name, or `api:NAME` (an OpenAI-compatible server; also `engine="api"` with the
+        folder that a server serves under its path). `BaseAgent.load` takes the agent that the checkpoint's memfactory.json
+        names, memory_r1_agent if there is none; another class must be that agent's. `agent_options` go over the checkpoint's.
+        `store`: see `use`; `engine_options`: see `open_models`.
+        """
+        # Here, not above: what builds agents knows this class.
+        from memfactory.agents.load import load_agent
+
+        opened = {"store": store, "user": user, "store_options": store_options, "temperature": temperature, "seed": seed}
+        models = {"engine": engine, "options": engine_options, "roles": roles, "reference": reference}
+        return load_agent(cls, path, opened, models, agent_options, device=device, tokenizer=tokenizer)
+
+    def use(
+        self: U, store: str | MemoryStore = "in_memory", user: str = DEFAULT_USER, *,
+        store_options: Mapping[str, Any] | None = None, temperature: float = 0.0, seed: int = 0,
+    ) -> U:  # fmt: skip
+        """Keep what is told in a store, for this user; returns the agent. `store`: a name, which is opened, or an open store."""
+        if not self.question_aware and not isinstance(memory := self.initial(View(user, ())), MemoryBank):
+            raise ConfigError(
+                f"{type(self).__name__} keeps its memory as a {type(memory).__name__}, and stores keep banks. Let `initial` return a "
+                "MemoryBank; or set question_aware, and what is told is kept as it was said and read anew for each question."
+            )
+        self.close()
+        opened = open_store(store, store_options, embedder=self._embedder()) if isinstance(store, str) else store
+        self.kept, self.user, self._lent = Kept(opened, opened is not store, Sampling(0, temperature), seed), user, False
+        return self
+
+    def _embedder(self) -> Embedder | str:
+        """What the store is opened with: the retriever's own, so that a text is embedded once; agents without one take hashes."""
+        modules = [getattr(self, slot) for slot in sorted(self.slots, key=lambda slot: slot != "retriever")]
+        return next((found for module in modules if (found := getattr(module, "embedder", None)) is not None), "hashed")
+
+    @property
+    def store(self) -> MemoryStore:
+        """The store; `ConfigError` if there is none yet."""
+        if self.kept is None:
+            name = type(self).__name__
+            raise ConfigError(f"This {name} has no store: make it with {name}.load(PATH, store=...), or call use(store=...) first.")
+        return self.kept.store
+
+    def for_user(self: U, user: str) -> U:
+        """The same agent for another user: model and store are shared. Close the first one."""
+        other = copy.copy(self)
+        other.user, other._lent = user, True
+        return other
+
+    def close(self) -> None:
+        """Let go of the store that was opened here, and of connections to servers. What was kept stays."""
+        if self.kept is not None and not self._lent:
+            if self.kept.mine:
+                self.kept.store.close()
+            for chat in getattr(getattr(self, "models", None), "chats", {}).values():
+                if isinstance(chat, APIChat):
+                    chat.close()
+
+    def __enter__(self: U) -> U:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # What an application does.
+
+    def add(self, said: Said, *, date: str = "", speaker: str | None = None) -> Change:
+        """Tell the agent something; returns what it made of it, which is kept by then.
+
+        `date`: when it was said, as text. `speaker`: of turns that name none; the user, unless said. An agent that reads with
+        the question in hand keeps what it is told word for word. A failing engine or store raises `InfrastructureError`, and
+        then nothing was kept. What is said to one user at the same time is written one after the other.
+        """
+        return run_on_loop(self._add(said, date, speaker))
+
+    async def aadd(self, said: Said, *, date: str = "", speaker: str | None = None) -> Change:
+        """`add`, awaited on any event loop."""
+        return await _elsewhere(self._add(said, date, speaker))
+
+    def ask(self, question: str) -> Answer:
+        """Ask a question: answered from the user's memory as it is now, which stays as it is."""
+        return run_on_loop(self._ask(question))
+
+    async def aask(self, question: str) -> Answer:
+        """`ask`, awaited on any event loop."""
+        return await _elsewhere(self._ask(question))
+
+    def memories(self, closed: bool = False) -> tuple[MemoryItem, ...]:
+        """The user's memories in the order they came; with `closed` also those whose validity has ended."""
+        return self.store.list(self.user, closed=closed)
+
+    def forget(self, id: str, *, date: str = "") -> MemoryItem:
+        """Delete a memory and return it; `UnknownNameError` if there is none of that id. `store.purge(user)` forgets a person."""
+        return self.store.delete(self.user, id, when=date)
+
+    def history(self, id: str) -> tuple[str, ...]:
+        """Every text that a memory ever had, oldest first, also of a forgotten one; () for an unknown id."""
+        return self.store.history(self.user, id)
+
+    def event(self, turns: Sequence[Mapping[str, Any]], date: str) -> Any:
+        """What `write` is given for what was said; an agent with other events than sessions overrides it."""
+        return {"date": date, "turns": list(turns)}
+
+    # How it is done.
+
+    async def _add(self, said: Said, date: str, speaker: str | None) -> Change:
+        store, user = self.store, self.user
+        turns = turns_of(said, speaker or ("user" if user == DEFAULT_USER else user))
+        text = said if isinstance(said, str) else "\n".join(f"{turn['speaker']}: {turn['text']}" for turn in turns)
+        if self.question_aware:
+            (item,) = await asyncio.to_thread(store.add, user, [text], when=date)
+            return Change((Edit(MemoryOp("ADD", item.id, item.text)),), (), Trajectory())
+        assert self.kept is not None
+        async with self.kept.lock(user):
+            before = await asyncio.to_thread(stored, store, user)
+            line = self._line()
+            await self.run(View(user, (), text, (self.event(turns, date),), before), line)
+            after = line.trajectory.memory
+            if not isinstance(after, MemoryBank):
+                raise ConfigError(f"{type(self).__name__}.write returned {after!r:.80}, not a MemoryBank: stores keep banks.")
+            done = Merged(before) if after == before else await asyncio.to_thread(store.commit, user, before, after)
+        refused = [rejection for applied in before.asked for rejection in applied.rejected]
+        return Change(done.edits, (*refused, *done.rejected), line.trajectory)
+
+    async def _ask(self, question: str) -> Answer:
+        if not question.strip():
+            raise DataError("The question is blank.")
+        bank = await asyncio.to_thread(stored, self.store, self.user)
+        view = View(self.user, (question,), memory=bank)
+        if self.question_aware:
+            events = [self.event(turns_of(item.text, self.user), item.created) for item in bank]
+            view = View(self.user, (question,), "\n".join(item.text for item in bank), tuple(events))
+        line = self._line()
+        await self.run(view, line)
+        (whole,) = line.trajectory.answers
+        shown = tuple(line.shown)
+        return Answer(final_answer(whole) or "", whole, shown, named(whole, shown), line.trajectory)
+
+    def _line(self) -> Line:
+        assert self.kept is not None
+        stream = (self.kept.seed, 0, stream_key(self.user), next(self.kept.calls))
+        return Line(self._models(None), self.kept.sampling, stream, False, Trajectory())
+
+
+async def _elsewhere(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine that lives on the package's loop, from there or from any other."""
+    if on_own_loop():
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, event_loop()))

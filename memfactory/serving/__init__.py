@@ -1,0 +1,1 @@
+"""Agents at work: a conversation in a terminal that is remembered. Knows no training and no evaluation."""
