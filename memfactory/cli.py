@@ -8,38 +8,20 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import memfactory.agents
-import memfactory.engines.hf
-import memfactory.engines.scripted
-import memfactory.envs
-import memfactory.memory.embedders
-import memfactory.trainers.mem_grpo_trainer
-import memfactory.trainers.mem_reinforce_trainer
-import memfactory.trainers.mem_sft_trainer  # noqa: F401 - these imports register the project's parts
-from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
-from memfactory.common.flags import option, parse_flags
 from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
-from memfactory.data.build import BuildConfig, build
-from memfactory.data.fetch import PUBLISHED, fetch
-from memfactory.evaluation.compare import compare
-from memfactory.evaluation.config import EvalConfig
-from memfactory.evaluation.orchestrator import evaluate_all
-from memfactory.evaluation.report import paired_table
-from memfactory.serving.chat import USAGE as CHAT_USAGE
-from memfactory.serving.chat import ChatConfig, chat
-from memfactory.trainers.base import device_of
-from memfactory.trainers.memory_plan import report_memory
+
+if TYPE_CHECKING:
+    from memfactory.common.config import TrainConfig
 
 USAGE = """memfactory: train agents that manage their own memory
 
@@ -60,20 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": train, "eval": evaluate, "compare": compare_two, "chat": chat_with, "data": data, "list": list_parts,
     }  # fmt: skip
 
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console().print(USAGE, highlight=False)
+        return 0
+
     def command() -> int | None:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            Console().print(USAGE, highlight=False)
-        elif arguments[0] not in commands:
+        if arguments[0] not in commands:
             raise unknown_name("command", arguments[0], commands)
-        else:
-            return commands[arguments[0]](arguments[1:])
-        return None
+        return commands[arguments[0]](arguments[1:])
 
     return guarded(command)
 
 
+def register_parts() -> None:
+    """Import all that registers the project's parts. Here and in the commands, for it takes seconds: `--help` need not wait for them."""
+    import memfactory.agents
+    import memfactory.data.build
+    import memfactory.engines.hf
+    import memfactory.engines.scripted
+    import memfactory.envs
+    import memfactory.memory.embedders
+    import memfactory.trainers.mem_grpo_trainer
+    import memfactory.trainers.mem_reinforce_trainer
+    import memfactory.trainers.mem_sft_trainer  # noqa: F401
+
+
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
+    import transformers
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -97,6 +94,11 @@ def guarded(command: Callable[[], int | None]) -> int:
 
 def train(arguments: Sequence[str]) -> None:
     """`memfactory train`."""
+    from memfactory.common.config import read_config
+    from memfactory.trainers.base import device_of
+    from memfactory.trainers.memory_plan import report_memory
+
+    register_parts()
     load_settings()
     config = read_config(arguments, slots_of, defaults_of)
     import_plugins(config.plugins)
@@ -111,6 +113,11 @@ def train(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """`memfactory eval`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.evaluation.config import EvalConfig
+    from memfactory.evaluation.orchestrator import evaluate_all
+
+    register_parts()
     load_settings()
     config, _ = parse_flags(EvalConfig, arguments, "memfactory eval")
     import_plugins(config.plugins)
@@ -119,6 +126,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 def compare_two(arguments: Sequence[str]) -> None:
     """`memfactory compare`."""
+    from memfactory.evaluation.compare import compare
+    from memfactory.evaluation.report import paired_table
+
     if len(arguments) != 2 or any(word.startswith("-") for word in arguments):
         raise UserError("memfactory compare takes the folders of two evaluated models, such as output/evaluation/A output/evaluation/B.")
     rows, notes = compare(Path(arguments[0]), Path(arguments[1]))
@@ -130,6 +140,11 @@ def compare_two(arguments: Sequence[str]) -> None:
 
 def chat_with(arguments: Sequence[str]) -> int:
     """`memfactory chat`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.serving.chat import USAGE as CHAT_USAGE
+    from memfactory.serving.chat import ChatConfig, chat
+
+    register_parts()
     load_settings()
     config, words = parse_flags(ChatConfig, arguments, "memfactory chat", CHAT_USAGE, 1)
     return chat(words, config, Console(highlight=False))
@@ -137,6 +152,10 @@ def chat_with(arguments: Sequence[str]) -> int:
 
 def data(arguments: Sequence[str]) -> None:
     """`memfactory data build NAME ...` and `memfactory data fetch NAME [--folder datas]`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.data.build import BuildConfig, build
+    from memfactory.data.fetch import PUBLISHED, FetchConfig, fetch
+
     verb, words = (arguments[0] if arguments else "", list(arguments[1:]))
     if verb == "build":
         config, names = parse_flags(BuildConfig, words, "memfactory data build", "memfactory data build NAME --output FILE ...", 1)
@@ -154,13 +173,6 @@ def data(arguments: Sequence[str]) -> None:
         Console().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
     else:
         raise UserError(f"memfactory data takes build or fetch, not {verb!r}. `memfactory data build --help` explains the flags.")
-
-
-@dataclass
-class FetchConfig:
-    """Options of `memfactory data fetch`."""
-
-    folder: str = option("datas", "Where the file goes.")
 
 
 def slots_of(config: TrainConfig) -> list[str]:
@@ -196,9 +208,13 @@ def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
 
 def list_parts(arguments: Sequence[str]) -> None:
     """`memfactory list`."""
+    from memfactory.memory.stores import register_all
+
     flags = ("--import", "--plugins")
     if arguments and arguments[0] not in flags:
         raise unknown_name("flag of memfactory list", arguments[0], ["--import"])
+    register_parts()
+    register_all()
     import_plugins([name for name in arguments if name not in flags])
     console = Console(soft_wrap=True, highlight=False)
     for registry in REGISTRIES:

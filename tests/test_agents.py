@@ -365,7 +365,7 @@ TEXTS = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=25).map("".joi
 
 
 @pytest.mark.parametrize("name", CUTTERS)
-@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(text=TEXTS, size=st.integers(1, 7))
 @example(text="\N{GRINNING FACE}" * 3, size=1)
 @example(text="  e\u0301 \n\n 👩\u200d👩\u200d👧", size=2)

@@ -195,7 +195,7 @@ def test_a_bank_is_not_made_of_blanks_or_equal_ids(entries: list) -> None:
         MemoryBank.of(entries)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(STARTS, EDITS, st.lists(OPS, max_size=8), st.sampled_from(WRITE_POLICIES), st.none() | st.integers(0, 5))
 def test_invariants_hold_whatever_is_asked(start: MemoryBank, edits: list, ops: list[MemoryOp], policy: str, capacity: int | None) -> None:
     bank = edited(start, edits)
@@ -214,7 +214,7 @@ def test_invariants_hold_whatever_is_asked(start: MemoryBank, edits: list, ops: 
     assert again.bank == after and not again.rejected, "the report of what was applied can be replayed"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(STARTS, EDITS, EDITS, EDITS)
 def test_diff_leads_from_any_bank_to_any_relative(start: MemoryBank, common: list, left: list, right: list) -> None:
     root = edited(start, common)
@@ -234,7 +234,7 @@ def test_diff_revives_what_was_deleted_under_its_own_id() -> None:
     assert back.items()[0].history == ("a",) and back.items()[0].version == 2 and not back.deleted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(STARTS, EDITS)
 def test_json_round_trip(start: MemoryBank, edits: list) -> None:
     bank = edited(start, edits)

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 import memfactory
-import memfactory.cli  # noqa: F401 - registers the project's parts
+from memfactory.cli import register_parts
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, MODULE_REGISTRY, TRAINER_REGISTRY
+
+register_parts()
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "memfactory"
@@ -54,9 +56,13 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
+def modules() -> set[str]:
+    return {module_of(file) for file in FILES}
+
+
 def imports_of(path: Path, top_level_only: bool = False) -> Iterator[str]:
     """Every module of the package that a file imports, as `memfactory.x.y`."""
-    modules = {module_of(file) for file in FILES}
     nodes = tree_of(path).body if top_level_only else ast.walk(tree_of(path))
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -66,7 +72,7 @@ def imports_of(path: Path, top_level_only: bool = False) -> Iterator[str]:
             if node.module and node.module.split(".")[0] == "memfactory":
                 for alias in node.names:
                     inner = f"{node.module}.{alias.name}"
-                    yield inner if inner in modules else node.module
+                    yield inner if inner in modules() else node.module
 
 
 def layer_of(module: str) -> int:
@@ -247,10 +253,26 @@ def test_an_unknown_public_name_lists_the_known() -> None:
         importlib.import_module("memfactory.nothing")
 
 
-def test_importing_the_package_loads_no_heavy_library() -> None:
-    code = "import sys, memfactory; print([m for m in ('torch', 'transformers', 'numpy', 'matplotlib') if m in sys.modules])"
+def test_importing_the_package_or_asking_for_help_loads_no_heavy_library() -> None:
+    heavy = "print([m for m in ('torch', 'transformers', 'numpy', 'matplotlib') if m in sys.modules])"
+    code = f"import sys, memfactory; {heavy}; from memfactory.cli import main; main(['--help']); {heavy}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == lines[-1] == "[]" and "memfactory train" in result.stdout, result.stdout + result.stderr
+
+
+def test_libraries_that_few_commands_need_are_imported_where_they_are_needed() -> None:
+    """Together they take four seconds, which every command would pay. Of transformers it is the models' base class."""
+    late = {"matplotlib", "neo4j", "nltk", "openai", "pymilvus", "scipy", "sentence_transformers", "sklearn", "swanlab"}
+    found = []
+    for path in FILES:
+        for node in tree_of(path).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names}
+                modules_of = names if isinstance(node, ast.Import) else {node.module or ""}
+                if {name.split(".")[0] for name in modules_of} & late or "PreTrainedModel" in names:
+                    found.append(f"{name_of(path)}:{node.lineno}")
+    assert not found
 
 
 def test_no_file_mentions_a_path_of_one_machine() -> None:

@@ -79,7 +79,7 @@ def test_each_fact_is_found_by_a_question_about_it(hashed: HashedEmbedder) -> No
     assert [search(q, bank, hashed, 1)[0][0].text for q in questions] == FACTS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=5))
 def test_hashed_rows_are_unit_or_zero_and_depend_on_nothing_else(texts: list[str]) -> None:
     embedder = HashedEmbedder(dim=64)

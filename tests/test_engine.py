@@ -195,7 +195,7 @@ def test_a_stop_token_ends_the_answer_and_is_kept_only_if_sampled(runs: dict, ki
 
 
 def test_every_stop_id_stops(models: dict) -> None:
-    prompt, sampling = (5, 9), Sampling(30, stream=(4,))
+    prompt, sampling = (5, 9), Sampling(12, stream=(4,))
     (free,) = serve(HFEngine(models["qwen3"], frozenset()), [(prompt, sampling)])
     assert free.finish == "length"
     for at, token in enumerate(free.ids):

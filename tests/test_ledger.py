@@ -157,7 +157,7 @@ THREE = [
 WHOLE = [json.dumps(asdict(a), ensure_ascii=False).encode() + b"\n" for a in THREE]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, sum(map(len, WHOLE))))
 def test_a_file_cut_at_any_byte_loses_at_most_the_attempt_that_was_being_written(tmp_path: Path, cut: int) -> None:
     folder = tmp_path / str(cut)

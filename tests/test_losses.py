@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from functools import cache
 
 import pytest
 import torch
@@ -32,14 +33,26 @@ def plain_logprobs(model: Qwen3ForCausalLM, sample: Sample, temperature: float =
     return [float(logits[start + n - 1].log_softmax(-1)[token]) for n, token in enumerate(sample.response_ids)]
 
 
-def brute_force(
-    model: Qwen3ForCausalLM, samples: list[Sample], aggregation: str, low: float, high: float, dual: float | None, beta: float
-) -> float:
+@cache
+def one_model() -> Qwen3ForCausalLM:
+    """A model for the tests that leave its weights as they are; its gradient is whatever the last of them left."""
+    return tiny_qwen3()
+
+
+@cache
+def eight_turns(ref: bool) -> tuple[list[Sample], list[list[float]]]:
+    """Eight turns and the log-probs of `one_model` for each of them alone, at temperature 0.7."""
+    samples = make_samples(3, TRAJECTORIES, GROUPS, ref=ref)
+    return samples, [plain_logprobs(one_model(), sample, temperature=0.7) for sample in samples]
+
+
+def brute_force(ref: bool, aggregation: str, low: float, high: float, dual: float | None, beta: float) -> float:
     """The loss of an update by two loops, over turns and over tokens, in plain Python."""
     units: defaultdict[int, list[float]] = defaultdict(list)
+    samples, logprobs = eight_turns(ref)
     for number, sample in enumerate(samples):
         unit = {"token": 0, "sequence": number, "trajectory": sample.trajectory, "prompt": sample.group, "constant": 0}[aggregation]
-        for at, logprob in enumerate(plain_logprobs(model, sample, temperature=0.7)):
+        for at, logprob in enumerate(logprobs[number]):
             ratio, advantage = math.exp(logprob - sample.old_logprobs[at]), sample.advantage
             gain = min(ratio * advantage, max(1 - low, min(1 + high, ratio)) * advantage)
             if dual is not None and advantage < 0:
@@ -67,21 +80,19 @@ def gradients(model: Qwen3ForCausalLM, samples: list[Sample], budget: int, **opt
 @pytest.mark.parametrize("dual", [None, 1.5])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_loss_equals_a_double_loop(aggregation: str, clips: tuple[float, float], dual: float | None, beta: float) -> None:
-    model, (low, high) = tiny_qwen3(), clips
-    samples = make_samples(3, TRAJECTORIES, GROUPS, ref=beta > 0)
+    (low, high), (samples, _) = clips, eight_turns(ref=beta > 0)
     trainer = make_trainer(
-        model, aggregation=aggregation, clip_low=low, clip_high=high, dual_clip=dual, beta=beta, temperature=0.7,
+        one_model(), aggregation=aggregation, clip_low=low, clip_high=high, dual_clip=dual, beta=beta, temperature=0.7,
         tokens_per_micro_batch=30, max_generate_length=MAX_LENGTH,
     )  # fmt: skip
     averages = Averages()
     trainer._backward(TrainBatch(samples, aggregation, MAX_LENGTH), averages, measure_mismatch=False)
-    assert averages.means()["loss"] == pytest.approx(brute_force(model, samples, aggregation, low, high, dual, beta), rel=2e-5)
+    assert averages.means()["loss"] == pytest.approx(brute_force(beta > 0, aggregation, low, high, dual, beta), rel=2e-5)
 
 
 def test_options_of_the_double_loop_all_matter() -> None:
-    model, samples = tiny_qwen3(), make_samples(3, TRAJECTORIES, GROUPS, ref=True)
     combinations = itertools.product(AGGREGATIONS, [(0.2, 0.2), (0.1, 0.28), (0.5, 0.05)], [None, 1.5], [0.0, 0.3])
-    losses = [brute_force(model, samples, aggregation, *clips, dual, beta) for aggregation, clips, dual, beta in combinations]
+    losses = [brute_force(True, aggregation, *clips, dual, beta) for aggregation, clips, dual, beta in combinations]
     assert min(abs(a - b) for a, b in itertools.combinations(losses, 2)) > 1e-4
 
 

@@ -199,7 +199,7 @@ NUMBER = st.integers(0, 99).map(str)
 LINE_OPS = st.lists(st.builds(ADD, st.none(), WORDS) | st.builds(UPDATE, NUMBER, WORDS) | st.builds(DEL, NUMBER) | st.builds(NONE, NUMBER))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(JSON_OPS)
 def test_json_round_trip(ops: list[MemoryOp]) -> None:
     assert parse_operations(format_operations(ops)) == Parsed(tuple(ops), Counter(), True)
@@ -210,7 +210,7 @@ def test_a_stored_thought_mark_survives_the_round_trip() -> None:
     assert parse_operations(format_operations(ops)).ops == ops
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LINE_OPS)
 def test_line_round_trip(ops: list[MemoryOp]) -> None:
     facts = [op.text for op in ops if op.text]

@@ -133,7 +133,7 @@ def test_only_the_end_of_an_answer_is_searched_for_a_box() -> None:
 
 
 @given(text=MODEL_TEXT | st.text(), opened=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_no_text_makes_a_reader_raise(text: str, opened: bool) -> None:
     visible = strip_thinking(text, opened)
     assert visible is None or ("<think>" not in visible and "</think>" not in visible)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
 from helpers_algorithms import VOCABULARY, make_samples, make_trainer, tiny_qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Qwen3ForCausalLM
 
 from memfactory.algorithms.logprobs import can_share_prompts, response_logprobs
 from memfactory.algorithms.packing import AGGREGATIONS, SHARED_WIDTH, Sample, TrainBatch
 from memfactory.trainers.metrics import Averages
+
+
+@cache
+def one_model() -> Qwen3ForCausalLM:
+    """Read by every example, changed by none."""
+    return tiny_qwen3()
 
 
 @st.composite
@@ -58,7 +66,7 @@ def test_equal_prompts_do_share_and_the_width_is_bounded() -> None:
 @given(samples=groups_of_turns(), budget=st.integers(20, 400))
 @settings(max_examples=25, deadline=None)
 def test_logprobs_are_those_of_each_turn_alone(samples: list[Sample], budget: int) -> None:
-    model = tiny_qwen3()
+    model = one_model()
     with torch.no_grad():
         expected = {}
         for sample in samples:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.common.errors import ConfigError, unknown_name
@@ -20,6 +20,9 @@ from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import ChatModel, LocalChat, Models
 from memfactory.engines.hf import HFEngine, slots_that_fit, stop_ids_of
 from memfactory.engines.load import load_causal_lm, load_tokenizer
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 ABOUT = "memfactory.json"
 """The file of a checkpoint that says which agent it was trained as."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from memfactory.algorithms.packing import MicroBatch
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 

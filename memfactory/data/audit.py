@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from memfactory.data.solvers import SOLVERS
 
 Record = dict[str, Any]
@@ -58,6 +56,8 @@ def audit(family: str, records: Sequence[Record]) -> Audit:
 
     For real questions (`hotpotqa`) chance is unknown: what people asked has patterns, and a model knows the world.
     """
+    from scipy import stats  # not above: importing it takes half a second
+
     guess = guess_score(records)
     chance = None if family == "hotpotqa" else chance_score(records)
     total = sum(len(golds(record)) for record in records)
@@ -105,6 +105,8 @@ def chance_score(records: Sequence[Record]) -> float:
 
 def uniform_p(places: Sequence[tuple[int, int]]) -> float | None:
     """Chi-square p-value that (place, number of places) are uniform, in ten bins; None for fewer than five places a bin."""
+    from scipy import stats
+
     if len(places) < 5 * BINS:
         return None
     observed = Counter(place * BINS // size for place, size in places)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from memfactory.data.audit import Audit, chance_score, guess_score
 from memfactory.data.generators.dialog_bank import POLICIES, Bank, Policy, apply, oracle, read
 from memfactory.data.generators.dialog_world import UNKNOWN, answer_text, read_line, read_question
@@ -64,6 +62,8 @@ def baselines(dialogues: Sequence[Dialogue]) -> dict[str, float]:
 
 def audit_dialogues(dialogues: Sequence[Dialogue]) -> Audit:
     """The checks of a generated set: chance is that of one who always says `unknown`, or picks an answer at random."""
+    from scipy import stats  # not above: importing it takes half a second
+
     asked = [{"input": q["question"], "answers": q["answers"]} for dialogue in dialogues for q in dialogue["questions"]]
     guess = guess_score(asked)
     unknown = sum(record["answers"] == [UNKNOWN] for record in asked) / len(asked)

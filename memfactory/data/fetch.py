@@ -14,6 +14,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from memfactory.common.errors import MissingFileError, unknown_name
+from memfactory.common.flags import option
 
 MEMFACTORY, MEMAGENT = "nworats/MemFactory", "BytedTsinghua-SIA/hotpotqa"
 
@@ -34,6 +35,13 @@ class Fetched:
 
     path: Path
     already_there: bool
+
+
+@dataclass
+class FetchConfig:
+    """Options of `memfactory data fetch`."""
+
+    folder: str = option("datas", "Where the file goes.")
 
 
 def _stand_in(docs: int, number: int = 128, ending: str = "json") -> str:

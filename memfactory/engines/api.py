@@ -10,16 +10,16 @@ import asyncio
 import logging
 import weakref
 from collections import Counter
-from typing import Any
-
-import openai
-from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from typing import TYPE_CHECKING, Any
 
 from memfactory.common.errors import ConfigError, InfrastructureError
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.types import Finish, Messages, Sampling, Turn
 from memfactory.engines.base import run, uniforms
+
+if TYPE_CHECKING:
+    import openai
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class APIChat:
 
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         """One call. A server that fails, stalls or answers with something else raises `InfrastructureError`."""
+        import openai  # not above: importing it takes half a second, and most commands call no server
+
         client, gate = self._connect()
         request: dict[str, Any] = {
             "model": self.model, "messages": messages, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens,
@@ -85,6 +87,8 @@ class APIChat:
 
     def _connect(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
         """The client, made on the event loop that uses it."""
+        import openai
+
         if self._client is None or self._gate is None:
             hooks: dict[str, Any] = {"request": [self._asked], "response": [self._answered]}
             http = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=self.timeout)
@@ -108,6 +112,8 @@ class APIChat:
 
     def _explained(self, error: openai.OpenAIError) -> Exception:
         """Whose failure it is, and what to do."""
+        import openai
+
         tries = f"after {self.max_retries + 1} tries"
         if isinstance(error, openai.APITimeoutError):
             self.stats["timeouts"] += 1
@@ -124,6 +130,8 @@ class APIChat:
 
     def _read(self, reply: Any) -> tuple[str, Finish]:
         """Text and finish of a reply, if it is one."""
+        from openai.types.chat import ChatCompletion, ChatCompletionMessage
+
         choices = reply.choices if isinstance(reply, ChatCompletion) else None
         message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
         # The client builds replies without checking them: what has no content at all is not an empty answer.

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from memfactory.algorithms.logprobs import autocast, evaluating, logits_at
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong
@@ -25,6 +26,9 @@ from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
 from memfactory.engines.base import uniforms
 from memfactory.engines.slot_cache import SlotCache, cache_bytes_per_token
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 _PREFILL_TOKENS = 65536
 """Most padded tokens in one prefill: what does not fit waits for the next tick."""

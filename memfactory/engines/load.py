@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from memfactory.common.errors import MissingFileError
 from memfactory.common.files import looks_local
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 HUB = {"Qwen3-1.7B": "Qwen/Qwen3-1.7B", "Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507"}
 """{folder name of the public launchers: repository on the hub}."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,8 @@ def paired_difference(
     a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], confidence: float = 0.95, failed: float = math.nan
 ) -> Paired:
     """Mean of b - a on the same questions, [n][k] each (k may differ), with Student's t interval over questions."""
+    from scipy import stats  # not above: importing it takes half a second
+
     if len(a) != len(b):
         raise ValueError(f"paired scores must be on the same questions: {len(a)} and {len(b)}.")
     difference = by_question(b, failed) - by_question(a, failed)
@@ -88,6 +89,8 @@ def verdict(pair: Paired) -> str:
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar | None:
     """McNemar's exact test on [n] scores of one attempt each; None if any is neither 0, 1 nor NaN (those pairs are left out)."""
+    from scipy import stats
+
     if any(s not in (0.0, 1.0) and not math.isnan(s) for s in (*a, *b)):
         return None
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if not math.isnan(x) and not math.isnan(y)]

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import openai
 from numpy.typing import NDArray
 
 from memfactory.common.errors import ConfigError, InfrastructureError
@@ -128,6 +127,8 @@ class OpenAIEmbedder:
         batch_size: int = 64, timeout: float = 60.0, max_retries: int = 5,
     ) -> None:  # fmt: skip
         """`dim`: the dimension that the server must give; `batch_size`: texts per request; `timeout`: seconds of one try."""
+        import openai  # not above: importing it takes half a second, and the default embedder calls no server
+
         settings = load_settings()
         self.model = model or settings.embedding_model or ""
         self.base_url = base_url or settings.embedding_base_url
@@ -157,6 +158,8 @@ class OpenAIEmbedder:
 
     def _ask(self, texts: list[str]) -> list[list[float]]:
         """One request: the vectors in the order of the texts."""
+        import openai
+
         try:
             reply = self._client.embeddings.create(model=self.model, input=texts, encoding_format="float")
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:

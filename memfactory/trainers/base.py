@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
@@ -33,6 +33,9 @@ from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
@@ -47,6 +47,9 @@ from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
 from memfactory.trainers.metrics import Averages, rollout_metrics
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from scipy.special import zeta
-
 from memfactory.common.errors import ConfigError
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.generators.fitting import Count, Grown, fit, scattered
@@ -110,6 +108,8 @@ def fwe(num_examples: int, *, count: Count, seed: int = 0, tokens: int = 16384, 
     The first rank is `...`, which does not count; `tokens // 50` words of six letters share the others. Six in ten words
     of the text are dots at alpha=2.
     """
+    from scipy.special import zeta  # not above: importing it takes a quarter of a second
+
     if alpha <= 1:
         raise ConfigError(f"fwe: alpha={alpha} must be above 1: the frequencies are a zeta distribution.")
     vocabulary = max(tokens // 50, 5)
