@@ -81,16 +81,18 @@ def cpu_and_steps(folder: Path) -> str:
 
 
 def per_kind(skill: Skill, base: dict[str, Scores], arms: dict[str, dict[str, Scores]]) -> list[str]:
-    """Sampled accuracy by kind of question, the base beside the mean over GRPO's seeds."""
+    """Sampled accuracy by kind of question, the base beside the mean over GRPO's seeds; nothing if GRPO was not run."""
     trained = [scores for key, scores in arms.items() if key.startswith("grpo-")]
+    if not trained:
+        return []
     cells = by_type(skill, base) if "env" in skill.job else by_length(skill, base)
-    lines = ["| set | kind | n | base | grpo |", "|---|---|--:|--:|--:|"]
+    lines = ["", "### By kind of question (sampled)", "", "| set | kind | n | base | grpo |", "|---|---|--:|--:|--:|"]
     for (name, kind), places in cells.items():
 
         def mean(scores: dict[str, Scores], name: str = name, places: list[tuple[int, int | None]] = places) -> float:
             return clustered_mean([marks(scores[name], at, question) for at, question in places]).value
 
-        after = sum(map(mean, trained)) / max(len(trained), 1)
+        after = sum(map(mean, trained)) / len(trained)
         lines.append(f"| {name} | {kind} | {len(places)} | {mean(base):.2f} | {after:.2f} |")
     return lines
 
@@ -154,7 +156,30 @@ def report(args: argparse.Namespace) -> str:
                 f"| {arm} | {seed} | {cpu_and_steps(folder)} | {mean.value:.3f} ± {mean.se:.3f} | {scores.greedy_mean.value:.3f} | "
                 f"{gains[0]} | {gains[1]} |"
             )
-    return "\n".join([*lines, "", "### By kind of question (sampled)", "", *per_kind(skill, base, arms)]) + "\n"
+    return "\n".join([*lines, *against(arms), *per_kind(skill, base, arms)]) + "\n"
+
+
+def against(arms: dict[str, dict[str, Scores]]) -> list[str]:
+    """What GRPO scores above each other arm of the same seed, paired by example, greedy."""
+    lines = []
+    for key, scores in arms.items():
+        arm, _, seed = key.rpartition("-")
+        ours = arms.get(f"grpo-{seed}")
+        if arm == "grpo" or ours is None:
+            continue
+        pairs = [paired_difference(scores[name].greedy, ours[name].greedy) for name in scores]
+        lines.append(
+            "| ".join(["", f"{arm} ", f"{seed} ", *(f"{p.diff:+.3f} [{p.ci_low:+.3f}, {p.ci_high:+.3f}] " for p in pairs), ""]).strip()
+        )
+    sets = list(next(iter(arms.values()), {}))
+    heading = [
+        "",
+        "### grpo less the arm, greedy [95 %]",
+        "",
+        f"| arm | seed | {' | '.join(sets)} |",
+        "|---|--:" + "|--:" * len(sets) + "|",
+    ]
+    return [*heading, *lines] if lines else []
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ MEMORY_R1 = Skill(
         "agent_options": {"style": "lines", "near": NEAR, "answer_from": ANSWER_FROM, "max_generate_length": 48},
     },
     steps=56,
-    sft_steps=1000,
+    sft_steps=1800,
     arms={
         "grpo": Arm("the configuration as it ships: all three stages, paid by the outcome"),
         "format_only": Arm(
