@@ -65,9 +65,9 @@ def flags_of(skill: Skill, arm: Arm, seed: int, folder: Path) -> list[str]:
 def score_folder(skill: Skill, model: str, into: Path, arm: Arm | None = None) -> None:
     """avg@4 and greedy of a model folder on every held-out set; stages that an arm did not train are the base's."""
     folders = {name: into.with_suffix("") / name for name in skill.sets}
-    roles = {"roles": arm.roles, "reference": skill.base} if arm is not None and arm.roles else {}
+    job = skill.job | ({"roles": arm.roles, "reference": skill.base} if arm is not None and arm.roles else {})
     for name, folder in folders.items():
-        run_job(Job(into.parent.name, model, name, f"{skill.data}/{name}.json", str(folder), **skill.job, **roles))  # type: ignore[arg-type]
+        run_job(Job(into.parent.name, model, name, f"{skill.data}/{name}.json", str(folder), **job))  # type: ignore[arg-type]
     write_json(into, {name: str(folder) for name, folder in folders.items()})
 
 

@@ -10,6 +10,9 @@ from typing import Any
 from memfactory.data.generators.bank_demonstrator import ANSWER_FROM, CARELESS, NEAR, bank_demonstrations
 from memfactory.data.generators.bank_demonstrator import CAREFUL as CAREFUL_KEEPER
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, Row, demonstrations
+from memfactory.data.generators.rerank_demonstrator import CANDIDATES, KEPT, rerank_demonstrations
+from memfactory.data.generators.rerank_demonstrator import CAREFUL as CAREFUL_CHOICE
+from memfactory.data.generators.rerank_demonstrator import CARELESS as CARELESS_CHOICE
 
 
 @dataclass(frozen=True)
@@ -105,4 +108,36 @@ MEMORY_R1 = Skill(
     },
 )  # fmt: skip
 
-SKILLS = {"memagent": MEMAGENT, "memory_r1": MEMORY_R1}
+RMM = Skill(
+    config="examples/configs/tiny_rerank.yaml",
+    base="models/tiny-rerank",
+    data="datas/tiny_bank",
+    sets=("eval", "eval_8sessions", "eval_newnames"),
+    job=RULES | {
+        "agent": "memory_rmm_agent", "env": "memory_bank", "env_options": {"weights": {"outcome": 1.0}},
+        "roles": {"answer": "reference"}, "reference": "models/tiny-rerank",
+        "agent_options": {
+            "style": "lines", "answer_from": KEPT, "max_generate_length": 32, "extractor": "verbatim_extractor",
+            "updater": "append_updater", "retriever": {"type": "rerank_retriever", "candidates": CANDIDATES}, "answerer": "answerer",
+        },
+    },
+    steps=40,
+    sft_steps=1000,
+    arms={
+        "grpo": Arm("the configuration as it ships: the choice is trained, the frozen base answers"),
+        "outcome_only": Arm(
+            "paid by the answer alone: nothing for keeping little", {"env_options": json.dumps({"weights": {"outcome": 1.0}})}
+        ),
+        "answer_too": Arm("the answer is trained as well", roles={"answer": "policy"}),
+        "sft_same": Arm(
+            "more supervised steps from the base's own demonstrator",
+            demonstrations=lambda s: rerank_demonstrations(1000 + s, CARELESS_CHOICE),
+        ),
+        "sft_mild": Arm(
+            "more supervised steps from the careful demonstrator of its first stage",
+            demonstrations=lambda s: rerank_demonstrations(1000 + s, CAREFUL_CHOICE),
+        ),
+    },
+)  # fmt: skip
+
+SKILLS = {"memagent": MEMAGENT, "memory_r1": MEMORY_R1, "rmm": RMM}

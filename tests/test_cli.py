@@ -252,21 +252,34 @@ def test_a_save_past_the_end_is_explained(tmp_path: Path, caplog: pytest.LogCapt
     assert "250 is past the end" in caplog.text and "its 250 steps are 10 updates" in caplog.text
 
 
+SMALL_BANK = {"style": "lines", "near": 3, "answer_from": 8}
+SMALL_RERANK = {"style": "lines", "extractor": "verbatim_extractor", "updater": "append_updater", "answerer": "answerer"}
+
+
 @pytest.mark.slow
-def test_the_memory_r1_launcher_has_the_published_hyper_parameters_and_takes_a_file_of_settings(tmp_path: Path) -> None:
-    launcher = ["bash", str(ROOT / "examples" / "run_MemR1.sh"), "--max_steps", "1"]
-    small = '{"style": "lines", "near": 3, "answer_from": 8}'
-    paths = {"MODEL_PATH": "models/tiny-bank", "DATA_PATH": "datas/tiny_bank/train.json", "OUTPUT_DIR": str(tmp_path / "published")}
-    result = run([*launcher, "--agent_options", small, "--max_generate_length", "48"], tmp_path, **paths)
+@pytest.mark.parametrize(
+    ("name", "model", "small", "trains"),
+    [
+        ("run_MemR1.sh", "models/tiny-bank", SMALL_BANK, ("tiny_bank", "count/operation_ADD")),
+        ("run_RMM.sh", "models/tiny-rerank", SMALL_RERANK, ("tiny_rerank", "count/kept_items")),
+    ],
+)
+def test_a_bank_launcher_has_the_published_hyper_parameters_and_takes_a_file_of_settings(
+    name: str, model: str, small: dict, trains: tuple[str, str], tmp_path: Path
+) -> None:
+    launcher = ["bash", str(ROOT / "examples" / name), "--max_steps", "1"]
+    paths = {"MODEL_PATH": model, "DATA_PATH": "datas/tiny_bank/train.json", "OUTPUT_DIR": str(tmp_path / "published")}
+    result = run([*launcher, "--agent_options", json.dumps(small), "--max_generate_length", "48"], tmp_path, **paths)
     assert result.returncode == 0, result.stderr[-3000:]
     config = read_json(tmp_path / "published" / "last" / "memfactory.json")["config"]
     sizes = [config[key] for key in ("gradient_accumulation_steps", "num_generations", "max_prompt_length", "epoch", "lr", "beta")]
     assert sizes == [12, 8, 3072, 5, 1e-6, 0.01]
-    result = run(launcher, tmp_path, CONFIG="examples/configs/tiny_bank.yaml", OUTPUT_DIR=str(tmp_path / "tiny"))
+    settings, counted = trains
+    result = run(launcher, tmp_path, CONFIG=f"examples/configs/{settings}.yaml", OUTPUT_DIR=str(tmp_path / "tiny"))
     assert result.returncode == 0, result.stderr[-3000:]
     assert read_json(tmp_path / "tiny" / "last" / "memfactory.json")["config"]["batch_size"] == 16
     (row,) = read_jsonl(tmp_path / "tiny" / "metrics.jsonl")
-    assert 0.1 < row["reward"] < 0.9 and row["count/operation_ADD"] > 0
+    assert 0.1 < row["reward"] < 0.9 and row[counted] > 0
 
 
 @pytest.mark.slow
