@@ -121,8 +121,8 @@ RMM = Skill(
             "updater": "append_updater", "retriever": {"type": "rerank_retriever", "candidates": CANDIDATES}, "answerer": "answerer",
         },
     },
-    steps=40,
-    sft_steps=1000,
+    steps=160,
+    sft_steps=1600,
     arms={
         "grpo": Arm("the configuration as it ships: the choice is trained, the frozen base answers"),
         "outcome_only": Arm(
