@@ -26,9 +26,16 @@ MADE_BY_A_RUN = ("output", "models/Qwen", "datas/converted", "datas/hop_50.json"
 pytestmark = [pytest.mark.skipif(not TEXT, reason="there is no README.md"), pytest.mark.usefixtures("forgotten_parts")]
 
 
-def blocks(kind: str) -> list[str]:
+def blocks(kind: str, text: str = TEXT) -> list[str]:
     """The bodies of the fenced blocks of a language, but for those marked <!-- not run -->."""
-    return [m["body"] for m in BLOCK.finditer(TEXT) if m["kind"] == kind and "not run" not in (m["mark"] or "")]
+    return [m["body"] for m in BLOCK.finditer(text) if m["kind"] == kind and "not run" not in (m["mark"] or "")]
+
+
+PYTHON = [
+    (page, number, block)
+    for page in ("README.md", "docs/use.md")
+    for number, block in enumerate(blocks("python", (ROOT / page).read_text(encoding="utf-8")), 1)
+]
 
 
 def commands() -> list[list[str]]:
@@ -88,14 +95,14 @@ def test_flags_named_in_the_text_exist() -> None:
     assert not named - known
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_a_python_block_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("page", "number", "block"), PYTHON, ids=[f"{page}-{number}" for page, number, _ in PYTHON])
+def test_a_python_block_runs(page: str, number: int, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("models", "datas", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
-    namespace: dict[str, Any] = {"__name__": f"readme_{number}"}
-    exec(compile(blocks("python")[number], f"README.md, Python block {number + 1}", "exec"), namespace)
+    namespace: dict[str, Any] = {"__name__": f"block_{number}"}
+    exec(compile(block, f"{page}, Python block {number}", "exec"), namespace)
 
 
 def test_the_chinese_readme_has_the_same_commands_code_and_figures() -> None:
