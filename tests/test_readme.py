@@ -15,6 +15,7 @@ from memfactory.common.config import read_config
 from memfactory.common.flags import parse_flags
 from memfactory.data.build import BuildConfig, build
 from memfactory.evaluation.config import EvalConfig
+from memfactory.serving.chat import ChatConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -91,7 +92,8 @@ def test_a_memfactory_command_parses(
 def test_flags_named_in_the_text_exist() -> None:
     text = BLOCK.sub("", TEXT)
     named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--([a-zA-Z_]\w*)", code)}
-    known = {"fresh", "all", "help", "import", *read_config([]).to_dict(), *(field.name for field in fields(EvalConfig))}
+    commands = (EvalConfig, ChatConfig)
+    known = {"fresh", "all", "help", "import", *read_config([]).to_dict(), *(field.name for config in commands for field in fields(config))}
     assert not named - known
 
 
