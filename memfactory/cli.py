@@ -27,6 +27,7 @@ USAGE = """memfactory: train agents that manage their own memory
 
   memfactory train [CONFIG.yaml] [--flag value ...]       --help lists the flags
   memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
+  memfactory eval --models M ... --tasks TASK=FILE ...    models x benchmarks, each with its own scorers
   memfactory compare A B                                  two evaluated models, paired by question
   memfactory chat CHECKPOINT [--store S] [--user U]       a conversation that is remembered
   memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
@@ -61,6 +62,7 @@ def register_parts() -> None:
     import memfactory.engines.hf
     import memfactory.engines.scripted
     import memfactory.envs
+    import memfactory.evaluation.tasks
     import memfactory.memory.embedders
     import memfactory.trainers.mem_grpo_trainer
     import memfactory.trainers.mem_reinforce_trainer

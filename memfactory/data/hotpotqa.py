@@ -10,7 +10,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Item:
     documents: tuple[tuple[str, str], ...]
     """(title, title and text), in the file's order."""
     gold_titles: tuple[str, ...]
+    kind: str = ""
+    """bridge, comparison, ...; empty where the file does not say."""
+    name: str = field(default="", compare=False)
+    """Its id; the Hugging Face form's mirrors leave it out."""
 
 
 class Pool:
@@ -154,7 +158,9 @@ def _item(row: Any, number: int, where: str) -> Item | None:
             f"Face form of them ({{title: [...], sentences: [[...]]}}); got {row['context']!r:.60}."
         )
     documents = dict.fromkeys((title, f"{title}\n{''.join(lines)}") for title, lines in pairs)
-    return Item(number, row["question"], row["answer"], tuple(documents), tuple(dict.fromkeys(title for title, _ in facts)))
+    gold = tuple(dict.fromkeys(title for title, _ in facts))
+    kind, name = str(row.get("type") or ""), str(row.get("_id") or row.get("id") or "")
+    return Item(number, row["question"], row["answer"], tuple(documents), gold, kind, name)
 
 
 def _pairs(value: Any, keys: tuple[str, str]) -> list[tuple[Any, Any]] | None:

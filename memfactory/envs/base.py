@@ -47,6 +47,10 @@ class BaseEnv(Dataset, ABC):
         """What decides this env's scores beside its options, such as the model that a judge's name stands for."""
         return {}
 
+    def questions(self) -> dict[str, Any]:
+        """What `questions.json` of an evaluation holds, gold included; nothing, for envs that are reported example by example."""
+        return {}
+
     @abstractmethod
     def observe(self, example: dict[str, Any]) -> View:
         """What the agent may see of an example: never gold."""

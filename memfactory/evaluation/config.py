@@ -14,6 +14,7 @@ from typing import Any
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.registry import TASK_REGISTRY
 from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
 from memfactory.engines.load import how_to_get
@@ -39,7 +40,13 @@ class EvalConfig:
     models: list[str] = option(
         [], "Models, each PATH or NAME=PATH (a folder, a hub name, or api:MODEL); none: the published ones that lie here."
     )
-    datasets: list[str] = option([], "Data sets, each PATH or NAME=PATH; none: the published ones that lie here.")
+    datasets: list[str] = option([], "Data sets, each PATH or NAME=PATH; none, and no tasks: the published ones that lie here.")
+    tasks: list[str] = option([], "Benchmarks, each TASK=PATH, such as locomo=locomo10.json: `memfactory list` shows them.")
+    types: list[str] = option([], "Only questions of these types, by the benchmark's number or true name (tasks).")
+    shuffle_seed: int = option(0, "Which part of a task --limit takes: another seed is another part.")
+    mask: str = option("", "A file of known label errors: the task's score is given with and without them (tasks).")
+    instruction: str | None = option(None, "Put behind each question instead of the task's own words, which '' leaves out (tasks).")
+    task_options: str = option("{}", "Options of the tasks' own, as JSON.")
     output_dir: str = option("output/evaluation", "Where ledgers and the report go; what is in it already is not made again.")
     agent: str = option("", "Which agent: a key of AGENT_REGISTRY. Default: the checkpoint's own, else memagent.")
     agent_options: str = option("{}", "Options of the agent and its slots, as JSON, over the checkpoint's own.")
@@ -50,7 +57,7 @@ class EvalConfig:
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
     k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.")
-    limit: int = option(0, "Only the first examples of each set; 0: all.")
+    limit: int = option(0, "Only the first examples of each set; of a task so many questions, every type's fair part. 0: all.")
     temperature: float = option(1.0, "Of the sampled attempts.")
     top_p: float = option(1.0, "Nucleus of the sampled attempts.")
     seed: int = option(0, "Of every random stream.")
@@ -71,15 +78,15 @@ class EvalConfig:
             raise ConfigError("--k, --limit, --workers and --threads must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
+        for name in ("types", "shuffle_seed", "mask", "instruction", "task_options"):
+            if not self.tasks and getattr(self, name) not in (None, [], 0, "", "{}"):
+                raise ConfigError(f"--{name} is for --tasks; what --datasets asks is an option of its env (--env_options).")
 
 
 def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
     """(jobs, one text for each published model or set that is not here and how to get it). What was named must exist."""
     models, no_models = _found(config.models, PUBLISHED_MODELS, config.engine == "api")
-    datasets, no_sets = _found(config.datasets, PUBLISHED_SETS, False)
-    for name, path in datasets.items():
-        if not Path(path).is_file():
-            raise MissingFileError(f"--datasets {name}: no such file {path}. {HINT}")
+    sets, no_sets = _sets(config)
     for path in models.values():
         if not path.startswith(PREFIX) and looks_local(path) and not (Path(path) / "config.json").is_file():
             raise MissingFileError(f"--models: no model at {path!r} (no config.json there). Get it: {how_to_get(path)}")
@@ -88,20 +95,63 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
     if not config.models:
         options = PUBLISHED_OPTIONS | options  # one way of reading for all of them, whatever they were trained with
     shared = {
-        name: getattr(config, name)
-        for name in ("agent", "env", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
+        name: getattr(config, name) for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
     }
     jobs = [
         Job(
-            name, model, dataset, path, str(Path(config.output_dir) / slug(name) / slug(dataset)), agent_options=options,
-            env_options=mapping_of("env_options", config.env_options), roles=mapping_of("roles", config.roles),
+            name, model, held.name, held.path, str(Path(config.output_dir) / slug(name) / slug(held.name)), agent_options=options,
+            env=held.env, env_options=held.env_options, roles=mapping_of("roles", config.roles),
             engine="api" if model.startswith(PREFIX) else "hf", slots=config.engine_slots, timeout=config.api_timeout,
             concurrency=config.api_concurrency, **shared,
         )
         for name, model in models.items()
-        for dataset, path in datasets.items()
+        for held in sets
     ]  # fmt: skip
     return jobs, no_models + no_sets
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """What models are evaluated on, and the env that shows it."""
+
+    name: str
+    path: str
+    env: str
+    env_options: dict[str, Any]
+
+
+def _sets(config: EvalConfig) -> tuple[list[_Set], list[str]]:
+    """(data sets and tasks, what is missing of the published ones)."""
+    datasets, missing = _found(config.datasets, PUBLISHED_SETS, False) if config.datasets or not config.tasks else ({}, [])
+    for name, path in datasets.items():
+        if not Path(path).is_file():
+            raise MissingFileError(f"--datasets {name}: no such file {path}. {HINT}")
+    sets = [_Set(name, path, config.env, mapping_of("env_options", config.env_options)) for name, path in datasets.items()]
+    sets += _tasks(config)
+    names = [held.name for held in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"Two sets are called {', '.join(twice)}. Name the files apart.")
+    return sets, missing
+
+
+def _tasks(config: EvalConfig) -> list[_Set]:
+    """The tasks, each with its file; one that is named twice is called by its file too."""
+    pairs = [(key, path) for key, _, path in (spec.partition("=") for spec in config.tasks)]
+    keys = [key for key, _ in pairs]
+    options = {
+        "types": list(config.types), "limit": config.limit, "shuffle_seed": config.shuffle_seed, "mask": config.mask,
+        "instruction": config.instruction, "options": mapping_of("task_options", config.task_options),
+    }  # fmt: skip
+    for key, path in pairs:
+        TASK_REGISTRY.get(key)
+        if not Path(path).is_file():
+            missing = f"no such file {path}" if path else "which file?"
+            raise MissingFileError(f"--tasks {key}: {missing}. Give TASK=PATH, such as {key}=datas/{key}.json.")
+    if config.mask and not Path(config.mask).is_file():
+        raise MissingFileError(f"--mask: no such file {config.mask}.")
+    return [
+        _Set(key if keys.count(key) == 1 else f"{key}-{Path(path).stem}", path, "task", {"task": key, **options}) for key, path in pairs
+    ]
 
 
 def _found(given: list[str], published: dict[str, tuple[str, str]], api: bool) -> tuple[dict[str, str], list[str]]:

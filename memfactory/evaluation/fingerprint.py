@@ -25,7 +25,14 @@ _DECIDES = (
     "common",
     "algorithms",
     "memory",
+    "data/dialog_records.py",
+    "data/dialog_rules.py",
+    "data/dialogs.py",
+    "data/documents.py",
     "data/formats.py",
+    "data/hotpotqa.py",
+    "data/locomo.py",
+    "data/longmemeval.py",
     "data/parquet.py",
     "engines",
     "judges",
@@ -33,6 +40,7 @@ _DECIDES = (
     "envs",
     "agents",
     "evaluation/harness.py",
+    "evaluation/tasks",
 )
 """Parts of the package whose code decides an attempt; what only reports on attempts may change."""
 

@@ -41,6 +41,16 @@ class Scores:
     greedy: list[list[float]]
     """[n][1]."""
     attempts: dict[tuple[str, str, int], Attempt] = field(default_factory=dict, repr=False)
+    asked_in: list[str] = field(default_factory=list, repr=False)
+    """[n] which of the ledger's examples each is of, where scores are by question (a task's); else empty."""
+    clusters: list[str] = field(default_factory=list, repr=False)
+    """[n] what is not independent of each other: the conversation or context of each; empty: each by itself."""
+    types: list[str] = field(default_factory=list, repr=False)
+    """[n] the benchmark's types of the questions; empty: it has none."""
+    abstention: Scores | None = field(default=None, repr=False)
+    """The same for the questions to abstain on, which are no part of `sampled` and `greedy`."""
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+    """More columns of the table: the task's scorer, and how abstaining went."""
 
     def counted(self, metric: str) -> list[list[float]]:
         """`sampled` or `greedy` with 0 for what infrastructure lost; what was not made yet stays NaN and is left out."""
@@ -52,7 +62,7 @@ class Scores:
 
         return [
             [0.0 if math.isnan(score) and made(example, number) else score for number, score in enumerate(row)]
-            for example, row in zip(self.examples, rows, strict=True)
+            for example, row in zip(self.asked_in or self.examples, rows, strict=True)
         ]
 
     @property
@@ -68,7 +78,8 @@ class Scores:
     @property
     def k(self) -> int:
         """Sampled attempts per example."""
-        return len(self.sampled[0]) if self.sampled else 0
+        rows = self.sampled or (self.abstention.sampled if self.abstention else [])
+        return len(rows[0]) if rows else 0
 
     @property
     def mean(self) -> Mean:
@@ -88,7 +99,8 @@ class Scores:
     @property
     def coverage(self) -> float:
         """The share of the attempts that have a score."""
-        values = [score for row in [*self.sampled, *self.greedy] for score in row]
+        parts = [self] if self.abstention is None else [self, self.abstention]
+        values = [score for part in parts for row in [*part.sampled, *part.greedy] for score in row]
         return sum(not math.isnan(v) for v in values) / len(values)
 
 
@@ -170,6 +182,7 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
     rewards = without_errors(env.compute_reward(predictions(groups), batch, 1, trajectories=trajectories), trajectories)
     values = headline(rewards).tolist()
     by_question = rewards.get(f"default/{BY_QUESTION}", torch.empty(len(ended), 0))
+    marks = {key.removeprefix(f"{BY_QUESTION}/"): table for key, table in rewards.items() if key.startswith(f"{BY_QUESTION}/")}
     if any(math.isinf(value) for value in values):
         raise ConfigError(f"{type(env).__name__} returned an infinite reward. A reward is a number; NaN marks what could not be scored.")
     lines = []
@@ -182,7 +195,8 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
                 status="failed" if lost else "truncated" if cut else "ok",
                 score=_number(values[at]),
                 scores={key: _number(float(column[at])) for key, column in rewards.items() if column.ndim == 1},
-                questions=[_number(mark) for mark in by_question[at].tolist()[: len(trajectory.answers)]],
+                questions=_numbers(by_question[at], len(trajectory.answers)),
+                marks={name: _numbers(table[at], len(trajectory.answers)) for name, table in marks.items()},
                 answers=list(trajectory.answers),
                 memory=trajectory.memory if isinstance(trajectory.memory, (str, type(None))) else str(trajectory.memory),
                 report=dict(trajectory.report),
@@ -195,6 +209,11 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
             )
         )  # fmt: skip
     return lines
+
+
+def _numbers(row: Tensor, number: int) -> list[float | None]:
+    """The first `number` of a row that is padded to the longest of its batch."""
+    return [_number(value) for value in row.tolist()[:number]]
 
 
 def _number(value: float) -> float | None:

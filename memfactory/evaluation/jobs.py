@@ -26,6 +26,8 @@ from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
+from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
+from memfactory.evaluation.tasks import env as _env  # noqa: F401 - registers the tasks and their env
 from memfactory.evaluation.transcript import transcript
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
         write_json(folder / "job.json", asdict(job) | {"examples": examples})
+        write_questions(folder, env.questions(), examples)
         models = Models({}) if ledger.done().issuperset(planned(examples, job.k)) else models_of(job, agent, device)
         scores = evaluate(
             agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
@@ -113,7 +116,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[:SHOWN])]
     texts = [transcript(example, attempt, attempt.score) for example, attempt in shown]
     write_text(folder / "examples.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
-    return scores
+    return load_scores(folder)
 
 
 def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
@@ -138,4 +141,7 @@ def load_scores(folder: Path) -> Scores:
         raise MissingFileError(f"{folder} is no evaluated data set: it has no job.json. `memfactory eval` makes one.")
     job = read_json(path)
     attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
-    return scores_of(job["dataset"], job["examples"], job["k"], attempts)
+    asked = read_questions(folder)
+    if asked is None:
+        return scores_of(job["dataset"], job["examples"], job["k"], attempts)
+    return scores_by_question(job["dataset"], asked, job["k"], attempts)

@@ -7,7 +7,7 @@ chat model that writes down all it is told. Works for any env and agent, also a 
 from __future__ import annotations
 
 import secrets
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
@@ -16,6 +16,9 @@ from memfactory.common.types import Messages
 from memfactory.engines.chat import Models
 from memfactory.engines.scripted import ScriptedChat
 from memfactory.envs.base import BaseEnv
+
+_ASKED = 4
+"""Of this many first questions of an example the prompts are looked at."""
 
 
 def check_no_leak(agent: BaseAgent, env: BaseEnv) -> None:
@@ -40,7 +43,8 @@ def _check_example(agent: BaseAgent, env: BaseEnv, example: dict[str, Any]) -> N
         return "nothing"
 
     stages = dict.fromkeys(agent.stages, "policy")
-    for trajectory in agent.inference([view], Models({"policy": ScriptedChat(answer)}, stages)):
+    few = replace(view, questions=view.questions[:_ASKED])  # the view is looked at whole; a conversation can have 200 questions
+    for trajectory in agent.inference([few], Models({"policy": ScriptedChat(answer)}, stages)):
         seen["the memory"] = str(trajectory.memory)
     for where, text in seen.items():
         if canary in text:

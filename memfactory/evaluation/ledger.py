@@ -42,6 +42,8 @@ class Attempt:
     """Every reward and component by its key."""
     questions: list[float | None] = field(default_factory=list)
     """The score of each answer, where the env scores them one by one ("default/question")."""
+    marks: dict[str, list[float | None]] = field(default_factory=dict)
+    """{scorer: its mark of each answer}, where the env has several ("question/SCORER"); null where a rule is not of that question."""
     answers: list[str] = field(default_factory=list)
     memory: Any = None
     report: dict[str, int] = field(default_factory=dict)

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import write_json
+from memfactory.evaluation.by_type import all_type_rows, task_notes, type_markdown, type_table
 from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores
@@ -83,14 +84,19 @@ def _report(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], ref
         for job in done
         if (found := scores[job.model_name][job.dataset]).lost
     ]
-    notes = [*_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
+    told = dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found))
+    notes = [*told, *_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
     if scores or failed:
         results, paired = summary(scores)
-        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs]}
+        types = all_type_rows(scores)
+        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs], "by_type": types}
         drawn = f"{config.k} sampled attempts a question at temperature {config.temperature:g}, top-p {config.top_p:g}."
-        write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", drawn, *notes]))
+        sections = [f"## By type of question\n\n{type_markdown(types)}"] if types else []
+        write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", drawn, *notes]), sections)
         if results:
             console.print(table(results, paired))
+        if types:
+            console.print(type_table(types))
         console.print(f"Look at {config.output_dir}/: report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
     for note in notes:
         console.print(escape(note), style="bold red" if note.startswith("Failed") else "yellow", highlight=False, soft_wrap=True)

@@ -22,6 +22,11 @@ NOTES = (
     "are none): better or worse if their interval leaves 0 out, else tied."
 )
 
+TASK_COLUMNS = (
+    "metric", "abstention_n", "abstention_recall", "abstention_precision", "overall", "label_errors", "without_label_errors",
+)  # fmt: skip
+"""What a task adds to a row: its scorer; abstentions, which are not in the score; the score without questions of wrong gold."""
+
 
 def result_row(model: str, scores: Scores) -> Row:
     """One line of `results`: a model on a data set. What infrastructure lost counts as wrong; `completed_only` leaves it out."""
@@ -31,6 +36,7 @@ def result_row(model: str, scores: Scores) -> Row:
         "dataset": scores.dataset, "model": model, "n": len(scores.examples), "k": scores.k, "avg_at_k": number(mean.value),
         "se": number(mean.se), "greedy": number(greedy.value), "coverage": number(scores.coverage),
     }  # fmt: skip
+    row |= {name: round(value, 4) if isinstance(value, float) else value for name, value in scores.about.items() if name in TASK_COLUMNS}
     if scores.coverage < 1:
         row |= {"avg_at_k_completed_only": number(scores.avg_at_k.value), "greedy_completed_only": number(scores.greedy_mean.value)}
     if made:
@@ -140,11 +146,12 @@ def published_table(results: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def write_results(folder: Path, results: list[Row], paired: list[Row], about: Row, preface: str) -> None:
-    """`report.json` (`results`, `paired` and what is in `about`), `report.md` and `results.csv`."""
+def write_results(folder: Path, results: list[Row], paired: list[Row], about: Row, preface: str, sections: Sequence[str] = ()) -> None:
+    """`report.json` (`results`, `paired` and what is in `about`), `report.md`, which ends with `sections`, and `results.csv`."""
     write_json(folder / "report.json", about | {"results": results, "paired": paired})
     published = markdown_table(published_table(results), right=range(1, 99))
-    write_text(folder / "report.md", f"{preface}\n\n{markdown(results, paired)}\n\n{NOTES}\n\n{published}\n")
+    text = "\n\n".join([preface, markdown(results, paired), NOTES, published, *sections])
+    write_text(folder / "report.md", f"{text}\n")
     write_text(folder / "results.csv", csv_text(results))
 
 

@@ -27,6 +27,7 @@ def boxed_answer(text: str) -> str | None:
 
 
 @SCORER_REGISTRY.register("boxed_em")
+@SCORER_REGISTRY.register("boxed_em@1")
 def boxed_em(text: str, golds: Sequence[str]) -> float:
     """1 if the last box equals a gold answer in MemAgent's normal form; no box is 0 (arXiv 2507.02259)."""
     answer = normalize_math(boxed_answer(text) or "")
@@ -56,12 +57,14 @@ def boxed_all(text: str, golds: Sequence[str]) -> float:
 
 
 @SCORER_REGISTRY.register("ruler_all")
+@SCORER_REGISTRY.register("ruler_all@1")
 def ruler_all(text: str, golds: Sequence[str]) -> float:
     """RULER's string_match_all: the share of the gold answers that occur in the answer, letter case ignored (arXiv 2404.06654)."""
     return _present(strip_thinking(text), golds)
 
 
 @SCORER_REGISTRY.register("ruler_part")
+@SCORER_REGISTRY.register("ruler_part@1")
 def ruler_part(text: str, golds: Sequence[str]) -> float:
     """RULER's string_match_part: 1 if any gold answer occurs in the answer, letter case ignored (arXiv 2404.06654)."""
     return float(_present(strip_thinking(text), golds) > 0)

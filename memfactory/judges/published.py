@@ -84,17 +84,32 @@ def f1_hotpot(text: str, golds: Sequence[str]) -> float:
     return best_of(token_f1, final_answer(text), golds)
 
 
-def _open_domain(text: str, golds: Sequence[str]) -> float:
+@SCORER_REGISTRY.register("f1_squad@1")
+def f1_squad(text: str, golds: Sequence[str]) -> float:
+    """SQuAD's F1 (arXiv 1606.05250), MuSiQue's too: words in its normal form; where one side has none, 1 if the other has none either."""
+
+    def rule(said: str, gold: str) -> float:
+        answer, wanted = normalize_squad(said).split(), normalize_squad(gold).split()
+        return overlap_f1(answer, wanted) if answer and wanted else float(answer == wanted)
+
+    return best_of(rule, final_answer(text), golds)
+
+
+@SCORER_REGISTRY.register("f1_locomo_open@1")
+def f1_locomo_open(text: str, golds: Sequence[str]) -> float:
+    """LoCoMo's F1 for open questions (category 3): the gold is what stands before its first `;`, a reason follows."""
     return f1_locomo(text, [str(gold).split(";")[0] for gold in golds])
 
 
-def _abstains(text: str, golds: Sequence[str]) -> float:
+@SCORER_REGISTRY.register("abstain_locomo@1")
+def abstain_locomo(text: str, golds: Sequence[str]) -> float:
+    """LoCoMo's rule for its adversarial questions (category 5): 1 if one of two phrases stands in the answer; the gold does not count."""
     said = (final_answer(text) or "").lower()
     return float(any(phrase in said for phrase in ABSTENTIONS))
 
 
 _BY_CATEGORY: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "1": f1_locomo_multi, "2": f1_locomo, "3": _open_domain, "4": f1_locomo, "5": _abstains,
+    "1": f1_locomo_multi, "2": f1_locomo, "3": f1_locomo_open, "4": f1_locomo, "5": abstain_locomo,
 }  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""Scores of a task by the benchmark's types of question: rows, a terminal table and its Markdown. Knows only scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from memfactory.evaluation.compare import Row, number
+from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.report import markdown_table
+from memfactory.evaluation.statistics import by_question
+
+ABSTENTION = "to abstain on"
+_HEADINGS = ("task", "model", "type", "n", "score [95 %]")
+
+
+def type_rows(model: str, scores: Scores) -> list[Row]:
+    """A row for each type of question that has an answer, and one for those to abstain on; none for a set without types.
+
+    The score is of the sampled attempts (of the greedy one if there are none); what infrastructure lost counts as wrong.
+    """
+    names = scores.about.get("type_names", {})
+    kinds = [(kind, scores) for kind in dict.fromkeys(scores.types)]
+    parts = [(kind, names.get(kind, ""), _of_type(part, kind)) for kind, part in sorted(kinds, key=lambda pair: pair[0])]
+    if scores.abstention is not None:
+        parts.append((ABSTENTION, "", (_counted(scores.abstention), scores.abstention.clusters)))
+    rows = []
+    for kind, name, (marks, clusters) in parts:
+        mean, low, high = interval_of(marks, clusters)
+        rows.append({
+            "dataset": scores.dataset, "model": model, "type": kind, "name": name, "n": len(marks), "score": number(mean),
+            "ci_low": number(low), "ci_high": number(high), "abstain": kind == ABSTENTION,
+        })  # fmt: skip
+    return rows
+
+
+def interval_of(scores: Sequence[Sequence[float]], clusters: Sequence[str]) -> tuple[float, float, float]:
+    """(mean, low, high) of [n][k] scores with Student's 95 % interval over clusters; NaN limits with fewer than two of them.
+
+    The standard error is sqrt(C/(C-1) * sum over clusters of (sum of deviations)^2) / n, with questions averaged over attempts first.
+    """
+    from scipy import stats  # not above: importing it takes half a second
+
+    values = by_question(scores)
+    kept = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
+    if not kept:
+        return math.nan, math.nan, math.nan
+    mean = sum(value for value, _ in kept) / len(kept)
+    sums: dict[str, float] = {}
+    for value, cluster in kept:
+        sums[cluster] = sums.get(cluster, 0.0) + value - mean
+    groups = len(sums)
+    if groups < 2:
+        return mean, math.nan, math.nan
+    se = math.sqrt(groups / (groups - 1) * sum(total**2 for total in sums.values())) / len(kept)
+    half = float(stats.t.ppf(0.975, groups - 1)) * se
+    return mean, max(0.0, mean - half), min(1.0, mean + half)  # a score is between 0 and 1
+
+
+def _counted(scores: Scores) -> list[list[float]]:
+    return scores.counted("sampled" if scores.k else "greedy")
+
+
+def _of_type(scores: Scores, kind: str) -> tuple[list[list[float]], list[str]]:
+    chosen = [at for at, other in enumerate(scores.types) if other == kind]
+    counted = _counted(scores)
+    return [counted[at] for at in chosen], [scores.clusters[at] for at in chosen]
+
+
+def all_type_rows(scores: Mapping[str, Mapping[str, Scores]]) -> list[Row]:
+    """Rows of {model: {data set: scores}}, by data set; of sets that have more than one type."""
+    found = []
+    for dataset in dict.fromkeys(name for sets in scores.values() for name in sets):
+        for model, sets in scores.items():
+            rows = type_rows(model, sets[dataset]) if dataset in sets else []
+            found += rows if len(rows) > 1 else []
+    return found
+
+
+def _cells(rows: Iterable[Row]) -> list[list[str]]:
+    lines = []
+    for row in rows:
+        kind = f"{row['type']} {row['name']}".strip()
+        interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        score = "–" if row["score"] is None else f"{row['score']:.3f}{interval}"
+        lines.append([row["dataset"], row["model"], kind, str(row["n"]), score])
+    return lines
+
+
+def type_table(rows: Sequence[Row]) -> Table:
+    """The types as a terminal table."""
+    shown = Table(title="Score by type of question", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in _HEADINGS:
+        shown.add_column(name, justify="right" if name in ("n", "score [95 %]") else "left")
+    for cells in _cells(rows):
+        shown.add_row(*map(escape, cells))
+    return shown
+
+
+def type_markdown(rows: Sequence[Row]) -> str:
+    """The same in Markdown."""
+    return markdown_table([_HEADINGS, *_cells(rows)], right=(3, 4))
+
+
+def task_notes(model: str, scores: Scores) -> list[str]:
+    """What a task's table leaves out, in words: its scorer, what was repaired in its file, abstentions, label errors."""
+    about = scores.about
+    if "metric" not in about:
+        return []
+    mended = "; ".join(f"{count} x {what}" for what, count in sorted(about["repaired"].items()))
+    notes = [f"{scores.dataset}: {about['metric']} of {len(scores.examples)} questions{f'. Repaired: {mended}' if mended else ''}."]
+    if "overall" in about:
+        precision = about["abstention_precision"]
+        notes.append(
+            f"{model} on {scores.dataset}: of {about['abstention_n']} questions to abstain on, {about['abstention_recall']:.1%} abstained; "
+            f"{'it never abstained' if precision is None else f'{precision:.1%} of its abstentions were right'}. "
+            f"With these questions in the mean it would be {about['overall']:.4f}."
+        )
+    if about.get("without_label_errors") is not None:
+        without, wrong = about["without_label_errors"], about["label_errors"]
+        notes.append(f"{model} on {scores.dataset}: {without:.4f} without {wrong} questions whose gold is known to be wrong.")
+    return notes
