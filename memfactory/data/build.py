@@ -23,7 +23,8 @@ import memfactory.data.generators.synth_facts
 import memfactory.data.generators.synth_hop
 import memfactory.data.generators.synth_topics
 import memfactory.data.hotpotqa
-import memfactory.data.memory_r1  # noqa: F401 - these imports register the generators
+import memfactory.data.memory_r1
+import memfactory.data.squad_qa  # noqa: F401 - these imports register the generators
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local, write_text
 from memfactory.common.flags import mapping_of, option
@@ -49,9 +50,9 @@ class BuildConfig:
     number: int = option(128, "How many records.")
     seed: int = option(0, "Seed of every random stream; record i depends on (seed, i) and not on --number.")
     docs: int | None = option(None, "Documents in a text (synth_hop, hotpotqa).")
-    tokens: int | None = option(None, "Length in tokens of text, question and answer together (niah, vt, cwe, fwe).")
+    tokens: int | None = option(None, "Length in tokens of text, question and answer together (niah, vt, cwe, fwe, qa).")
     tokenizer: str = option("models/tiny", "Folder or hub name of the tokenizer that --tokens are counted with.")
-    source: list[str] = option([], "Files to build from (hotpotqa, memory-r1).", "--from")
+    source: list[str] = option([], "Files to build from (hotpotqa, qa, memory-r1).", "--from")
     variant: str | None = option(None, "Which form of the task (niah: single_1 ... multiquery).")
     form: str = option("dialogue", "Form of a dialogue in the file: dialogue, memory_bank or longmemeval (synth_dialog).")
     legacy_shuffle: bool = option(False, "Order the documents of all items alike, as MemAgent's script does (hotpotqa); leaks places.")

@@ -32,6 +32,9 @@ PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") 
 PUBLISHED_OPTIONS = {"chunk_size": 2500, "max_generate_length": 2048}
 """How the published figures were read."""
 
+_OF_TASKS: dict[str, Any] = {"types": [], "shuffle_seed": 0, "mask": "", "instruction": None, "task_options": "{}"}
+"""Options that mean nothing without --tasks, as they are when nobody gives them."""
+
 
 @dataclass
 class EvalConfig:
@@ -78,8 +81,8 @@ class EvalConfig:
             raise ConfigError("--k, --limit, --workers and --threads must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
-        for name in ("types", "shuffle_seed", "mask", "instruction", "task_options"):
-            if not self.tasks and getattr(self, name) not in (None, [], 0, "", "{}"):
+        for name, unset in _OF_TASKS.items():
+            if not self.tasks and getattr(self, name) != unset:
                 raise ConfigError(f"--{name} is for --tasks; what --datasets asks is an option of its env (--env_options).")
 
 

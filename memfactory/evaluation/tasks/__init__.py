@@ -12,3 +12,8 @@ from memfactory.evaluation.tasks import memoryagentbench as memoryagentbench
 from memfactory.evaluation.tasks import musique as musique
 from memfactory.evaluation.tasks import ruler as ruler
 from memfactory.evaluation.tasks import synth as synth
+from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
+from memfactory.evaluation.tasks.records import read_records
+from memfactory.evaluation.tasks.texts import of_documents, of_text, text_of
+
+__all__ = ["Loaded", "Question", "Sample", "Task", "of_documents", "of_text", "read_records", "text_of"]

@@ -9,6 +9,7 @@ from typing import Any
 from memfactory.common.errors import DataError
 from memfactory.common.registry import TASK_REGISTRY
 from memfactory.data.dialog_records import answer_texts, field, objects
+from memfactory.data.locomo import NOT_KNOWN
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
 from memfactory.evaluation.tasks.records import read_records
 from memfactory.evaluation.tasks.texts import of_documents
@@ -39,11 +40,13 @@ def _sample(row: dict[str, Any], where: str, repaired: Counter[str]) -> Sample:
     if not marked or not hops.isdigit():
         raise DataError(f"{where}: `id` must begin with the number of hops, such as 2hop__1_2.")
     aliases = row.get("answer_aliases") or []
-    answers = answer_texts([row.get("answer"), *aliases], where, "answer", repaired)
+    answerable = row.get("answerable", True) is not False
+    # The Full set's unanswerable twin of a question still has the answer that its other paragraphs gave.
+    answers = answer_texts([row.get("answer"), *aliases], where, "answer", repaired) if answerable else [NOT_KNOWN]
     question = Question(
         name, field(row, "question", str, where), tuple(dict.fromkeys(answers)), f"{hops}-hop",
         tuple(str(at) for at, p in enumerate(paragraphs, 1) if p.get("is_supporting") is True),
-        abstain=row.get("answerable", True) is False,
+        abstain=not answerable,
     )  # fmt: skip
     context, sessions = of_documents(documents)
     return Sample(name, (question,), sessions, context)
