@@ -23,7 +23,7 @@ from memfactory.evaluation.ledger import GREEDY, Attempt, Ledger
 from memfactory.evaluation.tasks import Loaded, Question, Sample
 from memfactory.evaluation.tasks.env import TaskEnv
 from memfactory.evaluation.tasks.selection import limited, of_types, ordered
-from memfactory.evaluation.tasks.texts import SESSION_WORDS, of_text
+from memfactory.evaluation.tasks.texts import SESSION_WORDS, in_parts, of_text
 
 ALL = sorted(CASES)
 
@@ -116,6 +116,18 @@ def test_each_category_of_locomo_has_its_rule_and_category_5_is_apart(tmp_path: 
         "id": "conv-1/0", "question": "What 0?", "answers": ("cats, dogs",), "type": "1", "evidence": ("D1:1",), "abstain": False,
         "scorer": "f1_locomo_multi@1", "date": "", "labels": (), "label_error": "", "cluster": "conv-1",
     }  # fmt: skip
+
+
+def test_category_5_can_be_a_choice(tmp_path: Path) -> None:
+    env = env_of(tmp_path, "locomo", options={"adversarial": "choice"})
+    asked = [question for example in env.examples for question in example["asked"] if question["type"] == "5"]
+    assert all(question["text"].startswith("What") and "a cat" in question["text"] and question["abstain"] for question in asked)
+    assert {question["answers"] for question in asked} == {("(a)",), ("(b)",)}
+    for question in asked:
+        assert f"{question['answers'][0]} Not mentioned in the conversation" in question["text"]
+    assert set(marks(env, gold_of(env), True)) == {1.0} and sorted(set(marks(env, lambda *_: "(a)", True))) == [0.0, 1.0]
+    with pytest.raises(UnknownNameError, match="way of asking category 5 'two'"):
+        env_of(tmp_path, "locomo", options={"adversarial": "two"})
 
 
 def test_a_source_of_memoryagentbench_that_asks_for_just_the_answer_gets_it(tmp_path: Path) -> None:
@@ -237,6 +249,15 @@ def test_a_text_is_told_whole_and_in_parts_that_are_short_enough(text: str, word
     assert " ".join(turns).split() == text.split()
     assert all(len(" ".join(turn["text"] for turn in session["turns"]).split()) <= words for session in sessions)
     assert [session["date"] for session in sessions] == [f"part {number}" for number in range(1, len(sessions) + 1)]
+
+
+def test_long_sessions_can_be_told_in_parts(tmp_path: Path) -> None:
+    whole, parts = env_of(tmp_path, "locomo"), env_of(tmp_path, "locomo", session_words=5)
+    view = parts.observe(parts[0])
+    assert [len(session["turns"]) for session in view.events] == [1, 1, 1] and len(whole.observe(whole[0]).events) == 1
+    assert {session["date"] for session in view.events} == {"1:00 pm on 1 May, 2023"}
+    assert [turn["text"] for session in in_parts(whole[0]["sessions"], 2) for turn in session["turns"]][:2] == ["I have", "1 cats."]
+    assert [len(session["turns"]) for session in in_parts(whole[0]["sessions"], 8)] == [2, 1]
 
 
 def test_a_line_of_words_and_dots_is_not_cut_at_every_dot() -> None:

@@ -32,7 +32,7 @@ PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") 
 PUBLISHED_OPTIONS = {"chunk_size": 2500, "max_generate_length": 2048}
 """How the published figures were read."""
 
-_OF_TASKS: dict[str, Any] = {"types": [], "shuffle_seed": 0, "mask": "", "instruction": None, "task_options": "{}"}
+_OF_TASKS: dict[str, Any] = {"types": [], "shuffle_seed": 0, "mask": "", "session_words": 0, "instruction": None, "task_options": "{}"}
 """Options that mean nothing without --tasks, as they are when nobody gives them."""
 
 
@@ -48,6 +48,7 @@ class EvalConfig:
     types: list[str] = option([], "Only questions of these types, by the benchmark's number or true name (tasks).")
     shuffle_seed: int = option(0, "Which part of a task --limit takes: another seed is another part.")
     mask: str = option("", "A file of known label errors: the task's score is given with and without them (tasks).")
+    session_words: int = option(0, "Sessions longer than so many words are told in parts; 0: as they are (tasks).")
     instruction: str | None = option(None, "Put behind each question instead of the task's own words, which '' leaves out (tasks).")
     task_options: str = option("{}", "Options of the tasks' own, as JSON.")
     output_dir: str = option("output/evaluation", "Where ledgers and the report go; what is in it already is not made again.")
@@ -77,8 +78,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
-        if self.k < 0 or self.limit < 0 or self.workers < 0 or self.threads < 0:
-            raise ConfigError("--k, --limit, --workers and --threads must not be negative.")
+        if min(self.k, self.limit, self.workers, self.threads, self.session_words) < 0:
+            raise ConfigError("--k, --limit, --workers, --threads and --session_words must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
         for name, unset in _OF_TASKS.items():
@@ -143,7 +144,8 @@ def _tasks(config: EvalConfig) -> list[_Set]:
     keys = [key for key, _ in pairs]
     options = {
         "types": list(config.types), "limit": config.limit, "shuffle_seed": config.shuffle_seed, "mask": config.mask,
-        "instruction": config.instruction, "options": mapping_of("task_options", config.task_options),
+        "session_words": config.session_words, "instruction": config.instruction,
+        "options": mapping_of("task_options", config.task_options),
     }  # fmt: skip
     for key, path in pairs:
         TASK_REGISTRY.get(key)

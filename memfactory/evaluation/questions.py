@@ -150,7 +150,8 @@ def _mean(rows: Sequence[QuestionRow]) -> float | None:
 
 def _abstaining(rows: Sequence[QuestionRow], number: int) -> dict[str, Any]:
     """How often it abstained where it should, how often it should where it did, and the mean over all questions alike."""
-    abstained = [row for row in rows if row.marks.get(ABSTAIN)]
+    # Where `not mentioned` is an option to choose, the right choice is an abstention.
+    abstained = [row for row in rows if row.marks.get(ABSTAIN) or (row.asked.abstain and row.score == 1)]
     rightly = sum(row.asked.abstain for row in abstained)
     return {
         "abstention_n": number,

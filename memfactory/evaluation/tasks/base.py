@@ -38,9 +38,9 @@ class Question:
     evidence: tuple[str, ...] = ()
     """Ids of the turns that the answer follows from."""
     abstain: bool = False
-    """Right is to say that it cannot be known: scored by `abstain@1` and reported apart."""
+    """Right is to say that it cannot be known: reported apart, and scored by `abstain@1` where it names no other rule."""
     scorer: str = ""
-    """The rule of its headline score, where it is not the task's; of a question to abstain on, a rule beside `abstain@1`."""
+    """The rule of its headline score, where it is not the task's."""
     date: str = ""
     """When it is asked, where the benchmark says so; shown with it."""
     labels: tuple[str, ...] = ()
@@ -107,7 +107,8 @@ class Task(ABC):
     def rules_of(self, question: Question) -> tuple[str, ...]:
         """The scorers of a question: its headline first."""
         if question.abstain:
-            return tuple(dict.fromkeys((ABSTAIN, question.scorer or ABSTAIN)))
+            of_abstaining = [name for name in self.beside if name.startswith("abstain")]
+            return tuple(dict.fromkeys((question.scorer or ABSTAIN, *of_abstaining, ABSTAIN)))
         return tuple(dict.fromkeys((question.scorer or self.headline, self.headline, *self.beside, ABSTAIN)))
 
 

@@ -24,6 +24,7 @@ from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.tasks.base import Loaded, Question, Task, check
 from memfactory.evaluation.tasks.records import read_records
 from memfactory.evaluation.tasks.selection import limited, of_types, ordered
+from memfactory.evaluation.tasks.texts import in_parts
 from memfactory.judges.benchmarks import mark
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class TaskEnv(BaseEnv):
         """Another seed is another part."""
         mask: str = ""
         """A file of known label errors: scores are given with and without the questions it names."""
+        session_words: int = 0
+        """Sessions longer than so many words are told in parts; 0: as they are."""
         instruction: str | None = None
         """Put behind each question; None: the task's own."""
         options: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +77,7 @@ class TaskEnv(BaseEnv):
                 "example_id": sample.id,
                 "query": [self._shown(question) for question in sample.questions],
                 "context": sample.context,
-                "sessions": sample.sessions,
+                "sessions": in_parts(sample.sessions, options.session_words),
                 "answers": [list(question.answers) for question in sample.questions],
                 "asked": [asdict(question) | {"cluster": sample.cluster or sample.id} for question in sample.questions],
             }

@@ -6,8 +6,10 @@ two phrases are marked beside it. Categories keep their numbers: other projects 
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from memfactory.data.locomo import ADVERSARIAL
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
 from memfactory.evaluation.tasks.texts import only_told, text_of
 
-RULES = {"1": "f1_locomo_multi@1", "2": "f1_locomo@1", "3": "f1_locomo_open@1", "4": "f1_locomo@1", ADVERSARIAL: "abstain_locomo@1"}
-"""LoCoMo's rule for each category."""
+RULES = {"1": "f1_locomo_multi@1", "2": "f1_locomo@1", "3": "f1_locomo_open@1", "4": "f1_locomo@1", ADVERSARIAL: ""}
+"""LoCoMo's rule for each category; 5 is scored as every abstention is."""
+FORMS = ("free", "choice")
+_CHOICE = "{question} Select the correct answer: (a) {a} (b) {b}"
+_NOT_MENTIONED = "Not mentioned in the conversation"
 _AUDIT = re.compile(r"locomo_(\d+)_qa(\d+)")
 _HARMLESS = "WRONG_CITATION"
 """Labels whose evidence alone is wrong: the score is as it should be."""
@@ -29,12 +34,21 @@ _HARMLESS = "WRONG_CITATION"
 class Locomo(Task):
     """LoCoMo (arXiv 2402.17753): conversations of months; categories by number, 5 (adversarial) apart."""
 
+    @dataclass(frozen=True, slots=True)
+    class Options:
+        """How category 5 is asked."""
+
+        adversarial: str = "free"
+        """free, or choice: between the wrong answer and `not mentioned`, as LoCoMo's code does; then no words have to be guessed at."""
+
     headline = "f1_locomo@1"
     beside = ("f1_mem0@1", "bleu1_mem0@1", "em_squad@1", "abstain_locomo@1")
     names = {"1": "multi-hop", "2": "temporal", "3": "open-domain", "4": "single-hop", "5": "adversarial"}
     instruction = "Answer in a few words, with a date if it is asked when. If the conversation does not say, answer: not mentioned."
 
     def load(self, path: Path) -> Loaded:
+        if self.options.adversarial not in FORMS:
+            raise unknown_name("way of asking category 5", self.options.adversarial, FORMS)
         loaded = load_dialogs(path)
         samples = []
         for dialogue in loaded.dialogues:
@@ -47,9 +61,12 @@ class Locomo(Task):
         kind = question["type"]
         if kind not in RULES:
             raise unknown_name(f"category of question {name}", kind, RULES, "The file must be LoCoMo's, or made from it.")
-        return Question(
-            name, question["question"], tuple(question["answers"]), kind, tuple(question["evidence"]), kind == ADVERSARIAL, RULES[kind]
-        )
+        asked, golds, evidence = question["question"], tuple(question["answers"]), tuple(question["evidence"])
+        if kind != ADVERSARIAL or self.options.adversarial == "free" or "adversarial_answer" not in question:
+            return Question(name, asked, golds, kind, evidence, kind == ADVERSARIAL, RULES[kind])
+        right = random.Random(name).choice("ab")  # of the question, not of the file: the same in every selection
+        options = {"ab".replace(right, ""): question["adversarial_answer"], right: _NOT_MENTIONED}
+        return Question(name, _CHOICE.format(question=asked, **options), (f"({right})",), kind, evidence, True, "option_set@1")
 
     def masked(self, record: Mapping[str, Any], loaded: Loaded) -> tuple[str, str]:
         """A record of the LoCoMo audit's errors.json: its ids count conversations and questions from 0, its text is compared."""

@@ -32,6 +32,26 @@ def only_told(sessions: Iterable[Session]) -> tuple[Session, ...]:
     )
 
 
+def in_parts(sessions: Iterable[Session], words: int) -> tuple[Session, ...]:
+    """The same turns in sessions of at most `words` words (0: as they are); a longer turn is told in parts, which keep its id."""
+    if not words:
+        return tuple(sessions)
+    parts: list[Session] = []
+    for session in sessions:
+        taken = words + 1  # a session begins a part
+        for turn in session["turns"]:
+            said = turn["text"].split()
+            cut = [" ".join(said[at : at + words]) for at in range(0, len(said), words)] if len(said) > words else [turn["text"]]
+            for text in cut:
+                length = len(text.split())
+                if taken + length > words:
+                    parts.append({"date": session["date"], "turns": []})
+                    taken = 0
+                parts[-1]["turns"].append(turn | {"text": text})
+                taken += length
+    return tuple(parts)
+
+
 def of_documents(documents: Sequence[str], words: int = SESSION_WORDS) -> tuple[str, tuple[Session, ...]]:
     """(one text of numbered documents, sessions of whole documents): a turn's id is the document's number, from 1."""
     return join_documents(documents), _packed(documents, "document", words)
