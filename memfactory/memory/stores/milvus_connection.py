@@ -63,8 +63,10 @@ class MilvusConnection:
         uri, login = (self._start(Path(self.address)), ("", "")) if self.local else (self._uri, self._login)
         opened = False
         try:
+            # The engine is a thread of this process: its server takes pymilvus's pings, one in 10 seconds, for an attack and hangs up.
+            quiet = {"grpc.keepalive_time_ms": 2**31 - 1} if self.local else {}
             # Not shared with other clients of the address, which closing would cut off.
-            self._client = MilvusClient(uri, *login, timeout=self._timeout, dedicated=True)
+            self._client = MilvusClient(uri, *login, timeout=self._timeout, dedicated=True, grpc_options=quiet)
             if (hook := self._opened()) is not None:
                 hook(self._client)
             opened = True
