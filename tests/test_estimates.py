@@ -1,4 +1,4 @@
-"""Promise: published figures come out of the formulas, clusters are the unit where they are given, and nothing is estimated from nothing."""
+"""Promise: published figures come out of the formulas, clusters are the unit where given, nothing is estimated from nothing."""
 
 from __future__ import annotations
 

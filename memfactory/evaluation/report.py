@@ -20,9 +20,9 @@ from memfactory.evaluation.statistics import Mean, clustered_mean
 
 NOTES = (
     "Sampled is the mean of k attempts, ± its standard error over questions; greedy is one attempt at temperature 0. Differences are "
-    "paired by question, with 95 % Student intervals over questions (over conversations, where several questions share one). The verdict is "
-    "of the sampled attempts (of the greedy ones if there are none): better or worse if their interval leaves 0 out and, of several data "
-    "sets, the p adjusted for their number (Holm) is below .05; else tied."
+    "paired by question, with 95 % Student intervals over questions (over conversations, where several questions share one). The "
+    "verdict is of the sampled attempts (of the greedy ones if there are none): better or worse if their interval leaves 0 out and, of "
+    "several data sets, the p adjusted for their number (Holm) is below .05; else tied."
 )
 
 TASK_COLUMNS = (
