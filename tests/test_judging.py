@@ -359,6 +359,8 @@ def test_questions_of_conversations_are_judged_one_by_one_clustered_and_abstenti
     row = judge_folders([folder], LLMJudge("api:judge", chat), JudgeConfig(calibration=0))[0]
     assert (row["n"], row["clusters"], row["judged"], row["rule_score"], row["coverage"]) == (6, 3, 0.5, 0.5, 1.0)
     assert row["judged_low"] == row["judged_high"] == 0.5 and "only 3 clusters" in row["warnings"][1] and "abstention_n" not in row
+    old = replace(found := evaluated(folder), attempts={a.key: replace(a, questions=[]) for a in attempts})
+    assert [old.rule_score(answer) for answer in old.answers(GREEDY)][:2] == [1.0, 0.0] and found.rule == "answer_em", "old ledgers too"
     assert len(chat.prompts) == 5, "an answer that was not reached says nothing: wrong without asking"
     asked = Judge(lambda prompt, number: YES if "recognises" in prompt else NO)
     row = judge_folders([folder], LLMJudge("api:judge", asked, prompt="judge_longmemeval@1"), JudgeConfig(calibration=0))[0]

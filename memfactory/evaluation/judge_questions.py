@@ -93,11 +93,13 @@ class Evaluated:
     def rule_score(self, answer: Answer) -> float:
         """The deterministic score; NaN for an attempt that was lost or is not there."""
         attempt, at = answer.attempt, answer.question.number
-        if self.recomputed:
-            return math.nan if answer.text is None else float(SCORER_REGISTRY.get(self.rule)(answer.text, answer.question.golds))
-        if attempt is None or attempt.score is None:
+        if attempt is None or (attempt.score is None and not self.recomputed):
             return math.nan
-        marks = attempt.questions if attempt.questions else [attempt.score]
+        alone = len(self.questions[answer.question.example]) == 1
+        unknown = not (attempt.questions or alone) and self.rule in SCORER_REGISTRY
+        if self.recomputed or unknown:  # a judge paid, or the ledger is from before it had single questions
+            return math.nan if answer.text is None else float(SCORER_REGISTRY.get(self.rule)(answer.text, answer.question.golds))
+        marks = attempt.questions or [attempt.score] * (at + 1)
         mark = marks[at] if at < len(marks) else 0.0  # one that was not reached was answered with nothing
         return math.nan if mark is None else mark
 

@@ -183,7 +183,7 @@ def judged_table(rows: Sequence[Row]) -> Table:
     """What `memfactory judge` prints."""
     shown = Table(title=escape(_judge_of(rows)), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), caption=CAPTION)
     for name in _HEADINGS:
-        shown.add_column(name, justify="left" if name == "data set" else "right", no_wrap=name != "data set")
+        shown.add_column(name, justify="left" if name == "data set" else "right", no_wrap=name != "data set", overflow="fold")
     for at, row in enumerate(rows):
         if at == 0 or _set_of(row) != _set_of(rows[at - 1]):  # the terminal is 80 columns wide: names have lines of their own
             shown.add_row(escape(row["dataset"]), escape(f"{row['rule']:.12}"), escape(f"{row['model']:.20}"), style="bold")

@@ -143,7 +143,7 @@ def paired_table(rows: Sequence[Row]) -> Table:
         "A / B: questions that only one of the two got right, and McNemar's exact p on them"
     )
     for name in ("data set", "difference [95 %]", "p", "detects", "A / B", "verdict"):
-        shown.add_column(name, justify="left" if name in ("data set", "verdict") else "right", no_wrap=name != "data set")
+        shown.add_column(name, justify="left" if name in ("data set", "verdict") else "right", no_wrap=name != "data set", overflow="fold")
     for row in rows:
         if row["metric"] == "sampled":  # the terminal is 80 columns wide: the data set's name has a line of its own
             shown.add_row(escape(row["dataset"]), f"n = {row['n']}", style="bold")
