@@ -371,6 +371,10 @@ def test_a_tasks_own_questions_are_taken_where_it_wrote_them(tmp_path: Path) -> 
     folder = folder_of(tmp_path)
     rows = {f"facts/{at}": [{"id": f"q{at}", "question": "Which?", "answers": [city], "type": "4", "cluster": "one" if at < 4 else "two",
                              "abstain": False}] for at, city in enumerate(CITIES)}  # fmt: skip
+    rows["facts/0"][0] |= {"answers": ["Lima", "Puno"], "scorer": "ruler_all@1"}
+    write_json(folder / "questions.json", {"task": "mine", "headline": "answer_f1", "examples": rows})
+    assert evaluated(folder).every_question()[0].accepted == ("Lima, Puno",), "all of them are asked for"
+    rows["facts/0"][0]["answers"] = ["Lima"]
     write_json(folder / "questions.json", {"task": "mine", "headline": "answer_f1", "examples": rows})
     (tmp_path / "facts.json").unlink()
     row = judge_folders([folder], LLMJudge("api:judge", Judge(honest)), JudgeConfig(calibration=2))[0]
