@@ -186,14 +186,14 @@ def judged_table(rows: Sequence[Row]) -> Table:
         shown.add_column(name, justify="left" if name == "data set" else "right", no_wrap=name != "data set", overflow="fold")
     for at, row in enumerate(rows):
         if at == 0 or _set_of(row) != _set_of(rows[at - 1]):  # the terminal is 80 columns wide: names have lines of their own
-            shown.add_row(escape(row["dataset"]), escape(f"{row['rule']:.12}"), escape(f"{row['model']:.20}"), style="bold")
+            shown.add_row(escape(row["dataset"]), "", escape(f"{row['model']:.20}"), style="bold")
         cells = [escape(cell) for cell in _cells(row)]
         shown.add_row(*cells[:-1], f"[red]{cells[-1]}" if cells[-1].endswith("!") else cells[-1])
     return shown
 
 
 def judged_notes(rows: Sequence[Row]) -> list[str]:
-    """Lines under the table: warnings first, then each calibration rate with its interval."""
+    """Lines under the table: warnings first, then each calibration rate with its interval, and which rule is shown."""
     warnings = {f"WARNING the judge on {row['dataset']}: {text}.": None for row in rows for text in _of_judge(row)}
     warnings |= {f"WARNING {row['model']} on {row['dataset']}, {row['metric']}: {text}.": None for row in rows for text in _of_answers(row)}
     rates: dict[str, None] = {}
@@ -205,7 +205,8 @@ def judged_notes(rows: Sequence[Row]) -> list[str]:
         ]
         if told:
             rates[f"The judge on {row['dataset']}: {'; '.join(told)}."] = None
-    return [*warnings, *rates]
+    rules = {f"The rule on {row['dataset']}: {row['rule']}.": None for row in rows}
+    return [*warnings, *rates, *rules]
 
 
 def judged_markdown(rows: Sequence[Row]) -> str:
