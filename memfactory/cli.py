@@ -1,4 +1,4 @@
-"""`memfactory train | eval | compare | chat | data | list`: the command line. Prints, and turns a user's mistake into one line.
+"""`memfactory train | eval | compare | judge | chat | data | list`: the command line. Prints, and turns a user's mistake into one line.
 
 Knows the commands, not what they do.
 """
@@ -29,18 +29,19 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
   memfactory eval --models M ... --tasks TASK=FILE ...    models x benchmarks, each with its own scorers
   memfactory compare A B                                  two evaluated models, paired by question
+  memfactory judge FOLDER --judge api:MODEL               an LLM judges what was evaluated, and is itself measured
   memfactory chat CHECKPOINT [--store S] [--user U]       a conversation that is remembered
   memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
   memfactory list [--import my_parts.py ...]              what is registered
 
-train, eval, chat, data build and list take --import FILE.py (or a module) to make your own parts known."""
+train, eval, judge, chat, data build and list take --import FILE.py (or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
-        "train": train, "eval": evaluate, "compare": compare_two, "chat": chat_with, "data": data, "list": list_parts,
+        "train": train, "eval": evaluate, "compare": compare_two, "judge": judge, "chat": chat_with, "data": data, "list": list_parts,
     }  # fmt: skip
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -138,6 +139,19 @@ def compare_two(arguments: Sequence[str]) -> None:
     console.print(paired_table(rows))
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def judge(arguments: Sequence[str]) -> int:
+    """`memfactory judge`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.evaluation.judging import USAGE as JUDGE_USAGE
+    from memfactory.evaluation.judging import JudgeConfig, judge_all
+
+    load_settings()
+    config, words = parse_flags(JudgeConfig, arguments, "memfactory judge", JUDGE_USAGE, 1)
+    if not words:
+        raise UserError(f"memfactory judge takes the folder of an evaluation, such as output/evaluation: {JUDGE_USAGE}.")
+    return judge_all(Path(words[0]), config, Console(highlight=False))
 
 
 def chat_with(arguments: Sequence[str]) -> int:

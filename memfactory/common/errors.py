@@ -46,6 +46,10 @@ class InfrastructureError(MemFactoryError, RuntimeError):
     """A failure outside the policy (engine, server, judge, time-out). The attempt is left out, never scored 0."""
 
 
+class ServerTimeout(InfrastructureError):
+    """A server that did not answer in time, after every try."""
+
+
 class StoreError(InfrastructureError):
     """A memory store's backend that is down, full, damaged or held by another process. Nothing falls back to another store."""
 

@@ -81,13 +81,15 @@ ADVANTAGE_REGISTRY: Registry[Callable] = Registry("advantage")
 TRACKER_REGISTRY: Registry[type] = Registry("tracker")
 GENERATOR_REGISTRY: Registry[Callable] = Registry("generator")
 SCORER_REGISTRY: Registry[Callable] = Registry("scorer")
+JUDGE_PROMPT_REGISTRY: Registry[Callable] = Registry("judge prompt")
 EMBEDDER_REGISTRY: Registry[type] = Registry("embedder")
 STORE_REGISTRY: Registry[type] = Registry("store")
 TASK_REGISTRY: Registry[type] = Registry("task")
 
 REGISTRIES: tuple[Registry, ...] = (
     AGENT_REGISTRY, MODULE_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY, ENGINE_REGISTRY, LOSS_REGISTRY,
-    ADVANTAGE_REGISTRY, TASK_REGISTRY, SCORER_REGISTRY, GENERATOR_REGISTRY, EMBEDDER_REGISTRY, STORE_REGISTRY, TRACKER_REGISTRY,
+    ADVANTAGE_REGISTRY, TASK_REGISTRY, SCORER_REGISTRY, JUDGE_PROMPT_REGISTRY, GENERATOR_REGISTRY, EMBEDDER_REGISTRY, STORE_REGISTRY,
+    TRACKER_REGISTRY,
 )  # fmt: skip
 
 

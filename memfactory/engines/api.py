@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.errors import ConfigError, InfrastructureError, ServerTimeout
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.types import Finish, Messages, Sampling, Turn
@@ -117,7 +117,7 @@ class APIChat:
         tries = f"after {self.max_retries + 1} tries"
         if isinstance(error, openai.APITimeoutError):
             self.stats["timeouts"] += 1
-            return InfrastructureError(f"{self} did not answer within {self.timeout:g} s, {tries}.")
+            return ServerTimeout(f"{self} did not answer within {self.timeout:g} s, {tries}.")
         if isinstance(error, openai.RateLimitError):
             return InfrastructureError(f"{self} refused for its rate limit, {tries}: {_said(error)}")
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):

@@ -17,6 +17,7 @@ from memfactory.common.types import View
 from memfactory.data.formats import load_longcontext
 from memfactory.envs.base import BaseEnv
 from memfactory.judges import exact as _rules  # noqa: F401 - registers the rules
+from memfactory.judges.judge_prompts import DEFAULT
 from memfactory.judges.llm import LLM_JUDGE, LLMJudge
 
 AUTO = {"any": "boxed_em", "all": "ruler_all"}
@@ -37,6 +38,10 @@ class LongcontextEnv(BaseEnv):
         """Rules logged beside it, unpaid."""
         judge: str = "api:"
         """Who judges under llm_judge: `api:MODEL` at OPENAI_BASE_URL; `api:` is LLM_MODEL."""
+        judge_prompt: str = DEFAULT
+        """What it is asked: a key of JUDGE_PROMPT_REGISTRY."""
+        judge_votes: int = 1
+        """How often it judges each answer, an odd number."""
 
     judge: LLMJudge | None = None
 
@@ -45,11 +50,11 @@ class LongcontextEnv(BaseEnv):
         for name in names - {"auto", LLM_JUDGE}:
             SCORER_REGISTRY.get(name)  # an unknown rule fails here, not after the first rollout
         if LLM_JUDGE in names:
-            self.judge = LLMJudge(self.options.judge)
+            self.judge = LLMJudge(self.options.judge, prompt=self.options.judge_prompt, votes=self.options.judge_votes)
         return load_longcontext(self.data_path)
 
     def identity(self) -> dict[str, Any]:
-        return {"judge_model": str(self.judge.chat)} if self.judge is not None else {}
+        return {"judge": self.judge.identity()} if self.judge is not None else {}
 
     def observe(self, example: dict[str, Any]) -> View:
         return View(example["example_id"], (example["question"],), context=example["context"])

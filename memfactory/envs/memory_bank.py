@@ -21,6 +21,7 @@ from memfactory.common.types import Trajectory, View
 from memfactory.data.dialogs import LoadedRows, load_memory_file
 from memfactory.envs.base import BaseEnv
 from memfactory.judges import exact as _rules  # noqa: F401 - registers the rules
+from memfactory.judges.judge_prompts import DEFAULT
 from memfactory.judges.llm import LLM_JUDGE, LLMJudge
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.items import MemoryItem
@@ -57,6 +58,10 @@ class MemoryBankEnv(BaseEnv):
         """Only questions of these types; empty: all."""
         judge: str = "api:"
         """Who judges under llm_judge."""
+        judge_prompt: str = DEFAULT
+        """What it is asked: a key of JUDGE_PROMPT_REGISTRY."""
+        judge_votes: int = 1
+        """How often it judges each answer, an odd number."""
 
     judge: LLMJudge | None = None
 
@@ -69,16 +74,21 @@ class MemoryBankEnv(BaseEnv):
         for name in {options.reward, *options.log} - {LLM_JUDGE}:
             SCORER_REGISTRY.get(name)
         if options.reward == LLM_JUDGE:
-            self.judge = LLMJudge(options.judge)
+            self.judge = LLMJudge(options.judge, prompt=options.judge_prompt, votes=options.judge_votes)
         loaded = load_memory_file(self.data_path)
         examples = _of_rows(loaded.rows) if isinstance(loaded, LoadedRows) else _of_dialogues(loaded.dialogues, set(options.types))
         kept = [example for example in examples if example["query"]]
+        self._types = {
+            (question, tuple(golds)): type_
+            for example in kept
+            for question, golds, type_ in zip(example["query"], example["answers"], example["extra"].get("types", []), strict=False)
+        }  # a judge's prompt may have a wording of its own for a type
         if examples and not kept:
             raise ConfigError(f"{self.data_path} has no question of the types {', '.join(options.types)}.")
         return kept
 
     def identity(self) -> dict[str, Any]:
-        return {"judge_model": str(self.judge.chat)} if self.judge is not None else {}
+        return {"judge": self.judge.identity()} if self.judge is not None else {}
 
     def observe(self, example: dict[str, Any]) -> View:
         bank = None if example["memory"] is None else MemoryBank.of(MemoryItem.from_dict(item) for item in example["memory"])
@@ -128,7 +138,8 @@ class MemoryBankEnv(BaseEnv):
         ]
         if name == LLM_JUDGE:
             assert self.judge is not None
-            marks = self.judge.scores([q for q, _, _ in cases], [g for _, g, _ in cases], [a for _, _, a in cases])
+            types = [self._types.get((question, tuple(golds)), "") for question, golds, _ in cases]
+            marks = self.judge.scores([q for q, _, _ in cases], [g for _, g, _ in cases], [a for _, _, a in cases], types)
         else:
             rule = SCORER_REGISTRY.get(name)
             marks = [rule(answer, golds) for _, golds, answer in cases]
@@ -170,7 +181,11 @@ def _of_dialogues(dialogues: list[dict[str, Any]], types: set[str]) -> list[dict
                 "sessions": dialogue["sessions"],
                 "query": [q["question"] for q in asked],
                 "answers": [q["answers"] for q in asked],
-                "extra": {"types": [q["type"] for q in asked], "evidence": [q["evidence"] for q in asked]},
-            }  # fmt: skip
+                "extra": {
+                    "types": [q["type"] for q in asked],
+                    "evidence": [q["evidence"] for q in asked],
+                    "abstain": [bool(q.get("abstain")) for q in asked],
+                },
+            }
         )
     return examples

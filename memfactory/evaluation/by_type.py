@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE
@@ -12,7 +11,7 @@ from rich.table import Table
 from memfactory.evaluation.compare import Row, number
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.report import markdown_table
-from memfactory.evaluation.statistics import by_question
+from memfactory.evaluation.statistics import clustered_mean
 
 ABSTENTION = "to abstain on"
 _HEADINGS = ("task", "model", "type", "n", "score [95 %]")
@@ -39,26 +38,10 @@ def type_rows(model: str, scores: Scores) -> list[Row]:
 
 
 def interval_of(scores: Sequence[Sequence[float]], clusters: Sequence[str]) -> tuple[float, float, float]:
-    """(mean, low, high) of [n][k] scores with Student's 95 % interval over clusters; NaN limits with fewer than two of them.
-
-    The standard error is sqrt(C/(C-1) * sum over clusters of (sum of deviations)^2) / n, with questions averaged over attempts first.
-    """
-    from scipy import stats  # not above: importing it takes half a second
-
-    values = by_question(scores)
-    kept = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if not math.isnan(value)]
-    if not kept:
-        return math.nan, math.nan, math.nan
-    mean = sum(value for value, _ in kept) / len(kept)
-    sums: dict[str, float] = {}
-    for value, cluster in kept:
-        sums[cluster] = sums.get(cluster, 0.0) + value - mean
-    groups = len(sums)
-    if groups < 2:
-        return mean, math.nan, math.nan
-    se = math.sqrt(groups / (groups - 1) * sum(total**2 for total in sums.values())) / len(kept)
-    half = float(stats.t.ppf(0.975, groups - 1)) * se
-    return mean, max(0.0, mean - half), min(1.0, mean + half)  # a score is between 0 and 1
+    """(mean, low, high) of [n][k] scores with Student's 95 % interval over clusters; NaN limits with fewer than two of them."""
+    mean = clustered_mean(scores, clusters=clusters)
+    low, high = mean.interval()
+    return mean.value, max(low, 0.0), min(high, 1.0)
 
 
 def _counted(scores: Scores) -> list[list[float]]:

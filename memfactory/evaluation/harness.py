@@ -88,13 +88,13 @@ class Scores:
 
     @property
     def avg_at_k(self) -> Mean:
-        """Mean of the sampled attempts that could be scored, with the question-clustered standard error."""
-        return clustered_mean(self.sampled)
+        """Mean of the sampled attempts that could be scored, with the clustered standard error."""
+        return clustered_mean(self.sampled, clusters=self.clusters)
 
     @property
     def greedy_mean(self) -> Mean:
         """Mean of the greedy attempts that could be scored."""
-        return clustered_mean(self.greedy)
+        return clustered_mean(self.greedy, clusters=self.clusters)
 
     @property
     def coverage(self) -> float:

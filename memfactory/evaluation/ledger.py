@@ -75,7 +75,7 @@ class Ledger:
         self._file: int | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = _lock(folder / "attempts.jsonl")
+            self._file = open_locked(folder / "attempts.jsonl")
             opened = False
             try:
                 if fingerprint is not None:
@@ -100,11 +100,7 @@ class Ledger:
         new = list(attempts)
         self._attempts |= {attempt.key: attempt for attempt in new}
         if self._file is not None and new:
-            text = "".join(json.dumps(asdict(a), ensure_ascii=False, allow_nan=False, default=str) + "\n" for a in new)
-            data = text.encode(errors="backslashreplace")  # half a surrogate pair from a server becomes its JSON escape
-            while data:
-                data = data[os.write(self._file, data) :]
-            os.fsync(self._file)
+            append_lines(self._file, (asdict(attempt) for attempt in new))
 
     def close(self) -> None:
         """Let another process write."""
@@ -133,12 +129,22 @@ def read_attempts(folder: Path) -> list[Attempt]:
     return attempts
 
 
+def append_lines(file: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add one JSON object a line; they are on the disk when this returns."""
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n" for row in rows)
+    data = text.encode(errors="backslashreplace")  # half a surrogate pair from a server becomes its JSON escape
+    while data:
+        data = data[os.write(file, data) :]
+    os.fsync(file)
+
+
 def whole_length(path: Path) -> int:
     """Bytes up to the end of the last whole line."""
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def _lock(path: Path) -> int:
+def open_locked(path: Path) -> int:
+    """Open a file of lines for appending, for this process alone; another one's is waited for, then `ConfigError`."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     deadline = time.monotonic() + _PATIENCE
     while True:

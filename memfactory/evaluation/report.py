@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from memfactory.common.files import read_jsonl, write_json, write_text
-from memfactory.evaluation.compare import Row, number, paired_rows
+from memfactory.evaluation.compare import Row, adjusted, number, paired_rows
+from memfactory.evaluation.estimates import pass_means, wilson
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.statistics import clustered_mean
+from memfactory.evaluation.statistics import Mean, clustered_mean
 
 NOTES = (
     "Sampled is the mean of k attempts, ± its standard error over questions; greedy is one attempt at temperature 0. Differences are "
-    "paired by question, with 95 % Student intervals over questions. The verdict is of the sampled attempts (of the greedy ones if there "
-    "are none): better or worse if their interval leaves 0 out, else tied."
+    "paired by question, with 95 % Student intervals over questions (over conversations, where several questions share one). The "
+    "verdict is of the sampled attempts (of the greedy ones if there are none): better or worse if their interval leaves 0 out and, of "
+    "several data sets, the p adjusted for their number (Holm) is below .05; else tied."
 )
 
 TASK_COLUMNS = (
@@ -30,19 +33,33 @@ TASK_COLUMNS = (
 
 def result_row(model: str, scores: Scores) -> Row:
     """One line of `results`: a model on a data set. What infrastructure lost counts as wrong; `completed_only` leaves it out."""
-    mean, greedy = clustered_mean(scores.counted("sampled")), clustered_mean(scores.counted("greedy"))
+    mean, greedy = (clustered_mean(scores.counted(metric), clusters=scores.clusters) for metric in ("sampled", "greedy"))
     made = [a for a in scores.attempts.values() if a.status != "failed"]
     row: Row = {
         "dataset": scores.dataset, "model": model, "n": len(scores.examples), "k": scores.k, "avg_at_k": number(mean.value),
         "se": number(mean.se), "greedy": number(greedy.value), "coverage": number(scores.coverage),
     }  # fmt: skip
     row |= {name: round(value, 4) if isinstance(value, float) else value for name, value in scores.about.items() if name in TASK_COLUMNS}
+    if scores.clusters:
+        row["clusters"] = greedy.clusters
+    if scores.k > 1 and (passed := pass_means(scores.counted("sampled"), scores.k, scores.clusters)):
+        row |= {"pass_at_k": number(passed[0].value), "pass_hat_k": number(passed[1].value)}
+    if (low_high := greedy_interval(scores, greedy)) is not None:
+        row |= {"greedy_low": number(low_high[0]), "greedy_high": number(low_high[1])}
     if scores.coverage < 1:
         row |= {"avg_at_k_completed_only": number(scores.avg_at_k.value), "greedy_completed_only": number(scores.greedy_mean.value)}
     if made:
         row["prompt_tokens"] = round(sum(a.prompt_tokens for a in made) / len(made), 1)
         row["completion_tokens"] = round(sum(a.completion_tokens for a in made) / len(made), 1)
     return row
+
+
+def greedy_interval(scores: Scores, greedy: Mean) -> tuple[float, float] | None:
+    """95 % interval of the greedy mean: Wilson's for right and wrong of single questions, Student's otherwise; None without any."""
+    right = [row[0] for row in scores.counted("greedy") if not math.isnan(row[0])]
+    if scores.clusters or any(score not in (0.0, 1.0) for score in right):
+        return greedy.interval() if greedy.clusters > 1 else None
+    return wilson(int(sum(right)), len(right)) if right else None
 
 
 def summary(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[list[Row], list[Row]]:
@@ -54,7 +71,7 @@ def summary(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[list[Row], list
         results += [result_row(name, scores[name][dataset]) for name in models]
         for name in models[1:]:
             paired += paired_rows(models[0], scores[models[0]][dataset], name, scores[name][dataset])
-    return results, paired
+    return results, adjusted(paired)
 
 
 def _shown(value: float | None, form: str = ".3f") -> str:
@@ -117,16 +134,28 @@ def markdown_table(lines: Sequence[Sequence[str]], right: Container[int]) -> str
 
 def paired_table(rows: Sequence[Row]) -> Table:
     """What `memfactory compare` prints."""
+    sets = len({row["dataset"] for row in rows})
     shown = Table(title=escape(f"B = {rows[0]['model']} against A = {rows[0]['base']}"), box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.caption = "A / B right: questions that only one of the two got right, and McNemar's exact p on them"
-    for name in ("data set", "metric", "n", "difference [95 %]", "A / B right", "p", "verdict"):
-        left = name in ("data set", "metric", "verdict")
-        shown.add_column(name, justify="left" if left else "right", no_wrap=name != "data set")
+    shown.caption = (
+        "p: of the difference"
+        + (f", adjusted for {sets} data sets (Holm); the verdict follows it" if sets > 1 else "")
+        + ". Detects: the least true difference that 80 of 100 such comparisons would find. "
+        "A / B: questions that only one of the two got right, and McNemar's exact p on them"
+    )
+    for name in ("data set", "difference [95 %]", "p", "detects", "A / B", "verdict"):
+        shown.add_column(name, justify="left" if name in ("data set", "verdict") else "right", no_wrap=name != "data set", overflow="fold")
     for row in rows:
-        test = [f"{row['only_base_right']} / {row['only_model_right']}", f"{row['mcnemar_p']:.3g}"] if "mcnemar_p" in row else ["", ""]
+        if row["metric"] == "sampled":  # the terminal is 80 columns wide: the data set's name has a line of its own
+            shown.add_row(escape(row["dataset"]), f"n = {row['n']}", style="bold")
+        test = f"{row['only_base_right']} / {row['only_model_right']}  {_p(row['mcnemar_p'])}" if "mcnemar_p" in row else ""
         colour = {"better": "[green]", "worse": "[red]"}.get(row["verdict"], "")
-        shown.add_row(escape(row["dataset"]), row["metric"], str(row["n"]), escape(interval(row)), *test, f"{colour}{row['verdict']}")
+        cells = [escape(interval(row)), _p(row["p_holm"]), _shown(row["mde"]), test]
+        shown.add_row(f"  {row['metric']}", *cells, f"{colour}{row['verdict']}")
     return shown
+
+
+def _p(value: float | None) -> str:
+    return "<.001" if value is not None and value < 0.001 else _shown(value).replace("0.", ".", 1)
 
 
 def _published(row: Row) -> str:

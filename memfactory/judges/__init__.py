@@ -1,7 +1,8 @@
 """Judging an answer against gold ones. Knows no agent and no training.
 
-Importing this package registers the rules.
+Importing this package registers the rules and the judges' prompts.
 """
 
 from memfactory.judges import exact as exact
+from memfactory.judges import judge_prompts as judge_prompts
 from memfactory.judges import published as published
