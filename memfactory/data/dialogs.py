@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,11 @@ def _memory(item: Record, where: str) -> Record:
 def _report(path: Path, what: str, repairs: Counter[str]) -> None:
     mended = "; ".join(f"{number} x {repair}" for repair, number in sorted(repairs.items()))
     log.info("%s: %s%s", path, what, f". Repairs: {mended}" if mended else "")
+
+
+def only_told(sessions: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Sessions with nothing but what an agent is told: LongMemEval's session ids say which ones hold the answer."""
+    return tuple(
+        {"date": session["date"], "turns": [{key: turn[key] for key in ("id", "speaker", "text")} for turn in session["turns"]]}
+        for session in sessions
+    )

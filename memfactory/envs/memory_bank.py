@@ -18,7 +18,7 @@ from memfactory.algorithms.credit import BY_QUESTION
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.common.types import Trajectory, View
-from memfactory.data.dialogs import LoadedRows, load_memory_file
+from memfactory.data.dialogs import LoadedRows, load_memory_file, only_told
 from memfactory.envs.base import BaseEnv
 from memfactory.judges import exact as _rules  # noqa: F401 - registers the rules
 from memfactory.judges.judge_prompts import DEFAULT
@@ -178,7 +178,7 @@ def _of_dialogues(dialogues: list[dict[str, Any]], types: set[str]) -> list[dict
                 "memory": None,
                 "fact": None,
                 "context_memory": None,
-                "sessions": dialogue["sessions"],
+                "sessions": list(only_told(dialogue["sessions"])),
                 "query": [q["question"] for q in asked],
                 "answers": [q["answers"] for q in asked],
                 "extra": {

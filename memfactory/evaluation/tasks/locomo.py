@@ -15,10 +15,10 @@ from typing import Any
 
 from memfactory.common.errors import DataError, unknown_name
 from memfactory.common.registry import TASK_REGISTRY
-from memfactory.data.dialogs import load_dialogs
+from memfactory.data.dialogs import load_dialogs, only_told
 from memfactory.data.locomo import ADVERSARIAL
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
-from memfactory.evaluation.tasks.texts import only_told, text_of
+from memfactory.evaluation.tasks.texts import text_of
 
 RULES = {"1": "f1_locomo_multi@1", "2": "f1_locomo@1", "3": "f1_locomo_open@1", "4": "f1_locomo@1", ADVERSARIAL: ""}
 """LoCoMo's rule for each category; 5 is scored as every abstention is."""

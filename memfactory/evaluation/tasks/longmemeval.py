@@ -10,9 +10,9 @@ from pathlib import Path
 
 from memfactory.common.errors import unknown_name
 from memfactory.common.registry import TASK_REGISTRY
-from memfactory.data.dialogs import load_dialogs
+from memfactory.data.dialogs import load_dialogs, only_told
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
-from memfactory.evaluation.tasks.texts import only_told, text_of
+from memfactory.evaluation.tasks.texts import text_of
 
 TYPES = (
     "single-session-user", "single-session-assistant", "single-session-preference", "multi-session", "temporal-reasoning",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from memfactory.common.registry import TASK_REGISTRY
-from memfactory.data.dialogs import load_dialogs
+from memfactory.data.dialogs import load_dialogs, only_told
 from memfactory.data.documents import split_documents
 from memfactory.data.formats import load_longcontext
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
-from memfactory.evaluation.tasks.texts import of_documents, of_text, only_told, text_of
+from memfactory.evaluation.tasks.texts import of_documents, of_text, text_of
 
 FACTS_A_SESSION = 16
 """Words of a session of `synth_facts`: four facts, as the tiny reader's chunks have them."""

@@ -24,14 +24,6 @@ def text_of(sessions: Iterable[Session]) -> str:
     )
 
 
-def only_told(sessions: Iterable[Session]) -> tuple[Session, ...]:
-    """Sessions with nothing but what an agent is told: LongMemEval's session ids say which ones hold the answer."""
-    return tuple(
-        {"date": session["date"], "turns": [{key: turn[key] for key in ("id", "speaker", "text")} for turn in session["turns"]]}
-        for session in sessions
-    )
-
-
 def in_parts(sessions: Iterable[Session], words: int) -> tuple[Session, ...]:
     """The same turns in sessions of at most `words` words (0: as they are); a longer turn is told in parts, which keep its id."""
     if not words:
