@@ -15,6 +15,7 @@ from memfactory.common.config import read_config
 from memfactory.common.flags import parse_flags
 from memfactory.data.build import BuildConfig, build
 from memfactory.evaluation.config import EvalConfig
+from memfactory.evaluation.judging import JudgeConfig
 from memfactory.serving.chat import ChatConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +82,8 @@ def test_a_memfactory_command_parses(
         assert config.models and all(Path(spec.rpartition("=")[2]).exists() or "output/" in spec for spec in config.models)
     elif words[1] == "compare":
         assert len(words) == 4
+    elif words[1] == "judge":
+        assert len(parse_flags(JudgeConfig, words[2:], "memfactory judge", positional=1)[1]) == 1
     elif words[1:3] == ["data", "build"]:
         config, names = parse_flags(BuildConfig, words[3:], "memfactory data build", positional=1)
         report = build(replace(config, name=names[0], number=2, output=str(tmp_path / "out.json")))
@@ -92,7 +95,7 @@ def test_a_memfactory_command_parses(
 def test_flags_named_in_the_text_exist() -> None:
     text = BLOCK.sub("", TEXT)
     named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--([a-zA-Z_]\w*)", code)}
-    commands = (EvalConfig, ChatConfig)
+    commands = (EvalConfig, ChatConfig, JudgeConfig)
     known = {"fresh", "all", "help", "import", *read_config([]).to_dict(), *(field.name for config in commands for field in fields(config))}
     assert not named - known
 
