@@ -2,37 +2,58 @@
 # environment that is active is used (conda's `base` is not); otherwise .venv is made.
 
 use_python() {
+    # [--make [FOLDER]]: make the environment where there is none.
+    local folder="${2:-.venv}"
     if [ -n "${VIRTUAL_ENV:-}" ] || { [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != "base" ]; }; then
         return
     fi
-    if [ "${1:-}" = "--make" ] && ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    if [ "${1:-}" = "--make" ] && ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
         local python="${PYTHON:-python3}"
         if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "Error: $python is missing or older than 3.10. Name a newer one: PYTHON=python3.12 bash $0" >&2
             exit 2
         fi
-        # --clear: a half-made .venv (a Debian without python3-venv leaves one) must not be kept.
-        "$python" -m venv --clear .venv || { echo "Error: could not make .venv. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+        # --clear: a half-made environment (a Debian without python3-venv leaves one) must not be kept.
+        "$python" -m venv --clear "$folder" ||
+            { echo "Error: could not make $folder. On Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
     fi
-    if [ -f .venv/bin/activate ]; then
+    if [ -f "$folder/bin/activate" ]; then
         # shellcheck disable=SC1091
-        source .venv/bin/activate
+        source "$folder/bin/activate"
     fi
 }
 
 install() {
-    local prefix stamp wanted
+    _install "$1" -r requirements.txt -r "$1"
+}
+
+install_vllm() {
+    # The package's own needs in the versions of requirements.txt, but for transformers; last what brings none of its own.
+    _install requirements-vllm.txt -r <(grep -v '# alone$' requirements-vllm.txt) . \
+        -c <(grep -v '^transformers==' requirements.txt) -c <(grep '^pytest==' requirements-test.txt) -- \
+        -r <(grep '# alone$' requirements-vllm.txt)
+}
+
+_install() {
+    # FILE WORDS... [-- WORDS...]: once, `pip install WORDS`, and without dependencies those after the dashes.
+    local file="$1" prefix stamp wanted words=()
+    shift
     prefix="$(python -c 'import sys; print(sys.prefix)')"
-    stamp="$prefix/.memfactory-$(basename "$1")"
-    wanted="$(pwd) ${TORCH_INDEX_URL:-} $(cat requirements.txt "$1" pyproject.toml | cksum)"
+    stamp="$prefix/.memfactory-$(basename "$file")"
+    wanted="$(pwd) ${TORCH_INDEX_URL:-} $(cat requirements.txt "$file" pyproject.toml | cksum)"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    echo "Installing $1 into $prefix (once; some minutes)"
+    echo "Installing $file into $prefix (once; some minutes)"
+    local pip=(python -m pip install --quiet --disable-pip-version-check)
     # torch first and pinned: any other order can pull another build of it.
-    python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
-    python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r "$1"
-    python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+    "${pip[@]}" "$(grep '^torch==' requirements.txt)" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+    while [ $# -gt 0 ] && [ "$1" != "--" ]; do
+        words+=("$1")
+        shift
+    done
+    "${pip[@]}" "${words[@]}"
+    "${pip[@]}" --no-deps -e . "${@:2}"
     echo "$wanted" > "$stamp"
 }
 

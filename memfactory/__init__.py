@@ -19,6 +19,7 @@ _HOMES = {
     "memfactory.engines.chat": ["LocalChat", "Models", "Session"],
     "memfactory.engines.hf": ["HFEngine"],
     "memfactory.engines.scripted": ["ScriptedChat", "ScriptedEngine"],
+    "memfactory.engines.vllm": ["VLLMEngine"],
     "memfactory.modules.base": ["BaseModule"],
     "memfactory.modules.memory_agent": ["RecurrentMemoryModule"],
     "memfactory.modules.memory_extractor": ["NaiveExtractor"],

@@ -62,6 +62,7 @@ def register_parts() -> None:
     import memfactory.data.build
     import memfactory.engines.hf
     import memfactory.engines.scripted
+    import memfactory.engines.vllm
     import memfactory.envs
     import memfactory.evaluation.tasks
     import memfactory.memory.embedders

@@ -11,6 +11,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 if [ "${1:-}" = "--all" ]; then
     shift
     ruff check . && ruff format --check . && mypy
-    exec python -m pytest --durations=5 "$@"
+    exec python -m pytest -m "not vllm" --durations=5 "$@"
 fi
-exec python -m pytest -n 3 -m "not slow" --durations=5 "$@"
+exec python -m pytest -n 3 -m "not slow and not vllm" --durations=5 "$@"

@@ -20,6 +20,7 @@ from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import ChatModel, LocalChat, Models
 from memfactory.engines.hf import HFEngine, slots_that_fit, stop_ids_of
 from memfactory.engines.load import load_causal_lm, load_tokenizer
+from memfactory.engines.vllm import VLLMEngine
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -101,11 +102,13 @@ def open_models(
 ) -> Models:  # fmt: skip
     """Who answers: `model` as the policy, and what `roles` name.
 
-    `engine`: hf (in this process), api (an OpenAI-compatible server, such as vLLM's), or a key of ENGINE_REGISTRY whose class is
-    a chat model and takes the model's name. `options` are the engine's: `slots` and `max_prompt_length` of hf, else keyword
-    arguments of the class (`base_url`, `timeout`, ... of api).
+    `engine`: hf or vllm (in this process), api (an OpenAI-compatible server, such as vLLM's), or a key of ENGINE_REGISTRY whose
+    class is a chat model and takes the model's name. `options` are the engine's: `slots` and `max_prompt_length` of hf, else
+    keyword arguments of the class (`base_url`, `timeout`, ... of api; `max_model_len`, ... and `max_prompt_length` of vllm).
     """
     roles, given = dict(roles or {}), dict(options or {})
+    if engine == "vllm":
+        return Models({"policy": _vllm(model, device, given, roles)} | api_chats(roles), roles)
     if engine != "hf":
         return Models({"policy": _served(engine, model, given)} | api_chats(roles), roles)
     _refuse_unknown(engine, given, ("slots", "max_prompt_length"))
@@ -120,12 +123,23 @@ def open_models(
     return local_models(weights, load_tokenizer(model), bf16=on_gpu, roles=roles, reference=other, **given)
 
 
+def _vllm(model: str, device: str, options: dict[str, Any], roles: Mapping[str, str]) -> LocalChat:
+    """A checkpoint in vLLM, behind our own tokenizer and template."""
+    own = [parameter.name for parameter in inspect.signature(VLLMEngine).parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+    _refuse_unknown("vllm", options, (*own, "max_prompt_length"))
+    if "reference" in roles.values():
+        raise ConfigError("roles names the reference, and the vllm engine holds one model: serve it and name it api:NAME, or use hf.")
+    length = options.pop("max_prompt_length", None)
+    return LocalChat(load_tokenizer(model), VLLMEngine(model, device=device, **options), length)
+
+
 def _served(engine: str, model: str, options: Mapping[str, Any]) -> ChatModel:
     """A chat model that is made from its name."""
     kind = ENGINE_REGISTRY.get(engine)
     if not callable(getattr(kind, "chat", None)):
         raise ConfigError(
-            f"The engine {engine!r} is not opened by a model's name: {kind.__name__} is no chat model. Use hf, api, or one of your own."
+            f"The engine {engine!r} is not opened by a model's name: {kind.__name__} is no chat model. "
+            "Use hf, vllm, api, or one of your own."
         )
     parameters = inspect.signature(kind).parameters.values()
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):

@@ -32,12 +32,14 @@ def load_agent(
     """
     kind, key = _agent_class(cls, path, agent)
     engine = "api" if path.startswith(PREFIX) else models.get("engine", "hf")
-    source = tokenizer or (path if engine == "hf" or (Path(path).expanduser() / "tokenizer.json").is_file() else None)
+    source = tokenizer or (path if engine in ("hf", "vllm") or (Path(path).expanduser() / "tokenizer.json").is_file() else None)
     device = device_of(device)
     made = kind(load_tokenizer(source) if source else None, device, **options_over(path, key, options))
     with ExitStack() as held:  # the store first: what is wrong with it is said before weights are read
         held.callback(made.use(**opened).close)
-        made.attach(open_models(path, made, **{**models, "engine": engine, "device": device}))
+        opened_models = open_models(path, made, **{**models, "engine": engine, "device": device})
+        held.callback(opened_models.close)
+        made.attach(opened_models)
         held.pop_all()
     if (others := answered_by_others(path)) and not models.get("roles"):
         log.warning("%s was trained with the roles %s; here it answers every stage itself (roles=, reference=).", path, others)

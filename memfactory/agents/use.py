@@ -20,7 +20,6 @@ from memfactory.agents.told import Answer, Change, Said, named, turns_of
 from memfactory.common.errors import ConfigError, DataError
 from memfactory.common.parsing import final_answer
 from memfactory.common.types import Sampling, Trajectory, View
-from memfactory.engines.api import APIChat
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import Models, Session
@@ -125,7 +124,7 @@ class Usable(ABC):
                 f"{type(self).__name__} keeps its memory as a {type(memory).__name__}, and stores keep banks. Let `initial` return a "
                 "MemoryBank; or set question_aware, and what is told is kept as it was said and read anew for each question."
             )
-        self.close()
+        self._close_store()
         opened = open_store(store, store_options, embedder=self._embedder()) if isinstance(store, str) else store
         self.kept, self.user, self._lent = Kept(opened, opened is not store, Sampling(0, temperature), seed), user, False
         return self
@@ -150,13 +149,19 @@ class Usable(ABC):
         return other
 
     def close(self) -> None:
-        """Let go of the store that was opened here, and of connections to servers. What was kept stays."""
+        """Let go of the store that was opened here, of connections to servers and of engines with processes or memory of their own.
+
+        What was kept stays.
+        """
         if self.kept is not None and not self._lent:
-            if self.kept.mine:
-                self.kept.store.close()
-            for chat in getattr(getattr(self, "models", None), "chats", {}).values():
-                if isinstance(chat, APIChat):
-                    chat.close()
+            self._close_store()
+            models: Models | None = getattr(self, "models", None)
+            if models is not None:
+                models.close()
+
+    def _close_store(self) -> None:
+        if self.kept is not None and self.kept.mine and not self._lent:
+            self.kept.store.close()
 
     def __enter__(self: U) -> U:
         return self

@@ -16,7 +16,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, ServerTim
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.types import Finish, Messages, Sampling, Turn
-from memfactory.engines.base import run, uniforms
+from memfactory.engines.base import run, seed_of
 
 if TYPE_CHECKING:
     import openai
@@ -58,7 +58,7 @@ class APIChat:
         client, gate = self._connect()
         request: dict[str, Any] = {
             "model": self.model, "messages": messages, "temperature": sampling.temperature, "max_tokens": sampling.max_tokens,
-            "seed": int(uniforms(sampling.stream, 1)[0] * 2**31),
+            "seed": seed_of(sampling.stream),
         }  # fmt: skip
         if sampling.top_p < 1:
             request["top_p"] = sampling.top_p

@@ -28,10 +28,17 @@ class Engine(Protocol):
     def weights_changed(self) -> None:
         """Forget everything computed from the old weights."""
 
+    # An engine that holds memory or processes of its own has `close() -> None` too (`Models.close` calls it).
+
 
 def uniforms(stream: tuple[int, ...], number: int) -> np.ndarray:
     """The first `number` uniform numbers in [0, 1) of a stream: float64, the same on every machine and for any batch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(stream))).random(number)
+
+
+def seed_of(stream: tuple[int, ...]) -> int:
+    """A seed in [0, 2^31) for samplers that draw for themselves."""
+    return int(uniforms(stream, 1)[0] * 2**31)
 
 
 def stream_key(text: str) -> int:

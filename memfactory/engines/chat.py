@@ -90,6 +90,13 @@ class Models:
             if isinstance(chat, LocalChat):
                 chat.engine.weights_changed()
 
+    def close(self) -> None:
+        """Close what holds connections, processes or memory outside this one's: servers' clients and engines with a `close`."""
+        for chat in self.chats.values():
+            close = getattr(chat.engine if isinstance(chat, LocalChat) else chat, "close", None)
+            if close is not None:
+                close()
+
     def uncapped(self) -> Models:
         """The same models without a limit on prompts: evaluation has none."""
         free = {n: replace(c, max_prompt_length=None) if isinstance(c, LocalChat) else c for n, c in self.chats.items()}

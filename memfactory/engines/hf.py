@@ -25,6 +25,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, PromptToo
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
 from memfactory.engines.base import uniforms
+from memfactory.engines.load import stop_ids
 from memfactory.engines.slot_cache import SlotCache, cache_bytes_per_token
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -298,8 +299,4 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
 
 def stop_ids_of(model: PreTrainedModel, eos_token_id: int | None) -> frozenset[int]:
     """Every end-of-turn token: the tokenizer's and all that the checkpoint names (some models have several)."""
-    named: set[int] = set() if eos_token_id is None else {eos_token_id}
-    for config in (model.config, model.generation_config):
-        value = getattr(config, "eos_token_id", None)
-        named |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {value}
-    return frozenset(named)
+    return stop_ids(eos_token_id, model.config, model.generation_config)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from memfactory.common.errors import MissingFileError
 from memfactory.common.files import looks_local
@@ -61,6 +62,23 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def stop_ids(eos_token_id: int | None, *configs: Any) -> frozenset[int]:
+    """Every end-of-turn token: the tokenizer's and those that the model's configurations name."""
+    named: set[int] = set() if eos_token_id is None else {eos_token_id}
+    for config in configs:
+        value = getattr(config, "eos_token_id", None)
+        named |= set(value) if isinstance(value, (list, tuple)) else set() if value is None else {value}
+    return frozenset(named)
+
+
+def stop_ids_at(path: str) -> frozenset[int]:
+    """Every end-of-turn token of a model whose weights are not loaded here."""
+    configs: list[Any] = [load_config(path)]
+    with contextlib.suppress(OSError):  # a checkpoint need not have one
+        configs.append(GenerationConfig.from_pretrained(source_of(path)))
+    return stop_ids(load_tokenizer(path).eos_token_id, *configs)
 
 
 def source_of(path: str) -> str:

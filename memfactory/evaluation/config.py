@@ -65,7 +65,10 @@ class EvalConfig:
     temperature: float = option(1.0, "Of the sampled attempts.")
     top_p: float = option(1.0, "Nucleus of the sampled attempts.")
     seed: int = option(0, "Of every random stream.")
-    engine: str = option("hf", "hf (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is).")
+    engine: str = option(
+        "hf", "hf or vllm (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is)."
+    )
+    engine_options: str = option("{}", 'Options of that engine, as JSON, such as {"max_model_len": 16384} of vllm.')
     api_timeout: float = option(120.0, "Seconds that one try at a server may take.")
     api_concurrency: int = option(64, "Requests to a server at a time.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
@@ -101,11 +104,13 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
     shared = {
         name: getattr(config, name) for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
     }
+    engine_options = mapping_of("engine_options", config.engine_options)
     jobs = [
         Job(
             name, model, held.name, held.path, str(Path(config.output_dir) / slug(name) / slug(held.name)), agent_options=options,
             env=held.env, env_options=held.env_options, roles=mapping_of("roles", config.roles),
-            engine="api" if model.startswith(PREFIX) else "hf", slots=config.engine_slots, timeout=config.api_timeout,
+            engine=(engine := "api" if model.startswith(PREFIX) else config.engine),
+            engine_options=engine_options if engine == config.engine else {}, slots=config.engine_slots, timeout=config.api_timeout,
             concurrency=config.api_concurrency, **shared,
         )
         for name, model in models.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from memfactory.evaluation.transcript import transcript
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("hf", "api")
+ENGINES = ("hf", "vllm", "api")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Job:
     reference: str | None = None
     """The model of the role reference."""
     engine: str = "hf"
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    """Over what is said below of slots, timeout and concurrency."""
     tokenizer: str | None = None
     """Of an API's model: what cuts texts into chunks."""
     timeout: float = 120.0
@@ -80,7 +83,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     import_plugins(job.plugins)
     if job.engine not in ENGINES:
         raise unknown_name("engine", job.engine, ENGINES)
-    if job.engine == "hf" and job.model.startswith(PREFIX):
+    if job.engine != "api" and job.model.startswith(PREFIX):
         raise ConfigError(f"{job.model} is behind an API: evaluate it with --engine api.")
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -99,20 +102,22 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
         "reference": model_hash(job.reference) if job.reference else None,
         "tokenizer": model_hash(job.tokenizer) if job.engine == "api" and job.tokenizer else None,
     }  # fmt: skip
+    if job.engine == "vllm":  # numbers of another type, or shorter prompts, are other answers
+        decoding["engine_options"] = job.engine_options
     name = str(APIChat(job.model)) if job.engine == "api" else model_hash(job.model)
     with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
         write_json(folder / "job.json", asdict(job) | {"examples": examples})
         write_questions(folder, env.questions(), examples)
         models = Models({}) if ledger.done().issuperset(planned(examples, job.k)) else models_of(job, agent, device)
-        scores = evaluate(
-            agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p, seed=job.seed,
-            ledger=ledger, on_progress=on_progress,
-        )  # fmt: skip
+        with closing(models):
+            scores = evaluate(
+                agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p,
+                seed=job.seed, ledger=ledger, on_progress=on_progress,
+            )  # fmt: skip
     for chat in models.chats.values():
         if isinstance(chat, APIChat):
             log.info("%s: %s", chat, ", ".join(f"{count} {what}" for what, count in sorted(chat.stats.items())) or "not asked")
-            chat.close()
     shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[:SHOWN])]
     texts = [transcript(example, attempt, attempt.score) for example, attempt in shown]
     write_text(folder / "examples.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
@@ -128,9 +133,13 @@ def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
 
 def models_of(job: Job, agent: BaseAgent, device: str) -> Models:
     """Who answers: the job's model as the policy, in this process or behind an API, and what its roles name."""
-    options = {"slots": job.slots} if job.engine == "hf" else {"timeout": job.timeout, "concurrency": job.concurrency}
+    flags: dict[str, dict[str, Any]] = {"hf": {"slots": job.slots}, "api": {"timeout": job.timeout, "concurrency": job.concurrency}}
+    options = flags.get(job.engine, {}) | job.engine_options
     models = open_models(job.model, agent, engine=job.engine, device=device, roles=job.roles, reference=job.reference, options=options)
-    agent.attach(models)
+    with ExitStack() as failed:
+        failed.callback(models.close)
+        agent.attach(models)
+        failed.pop_all()
     return models
 
 
