@@ -19,6 +19,7 @@ from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
 from memfactory.engines.load import how_to_get
 from memfactory.evaluation.jobs import ENGINES, Job
+from memfactory.evaluation.replay import origin_of
 
 PUBLISHED_MODELS = {
     "Qwen3-1.7B": ("models/Qwen3-1.7B", how_to_get("models/Qwen3-1.7B")),
@@ -60,6 +61,7 @@ class EvalConfig:
     env_options: str = option("{}", 'Options of the env, as JSON, such as {"reward": "llm_judge"}.')
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
+    memories: str = option("", "Answer from the memories that another evaluation wrote: its folder, or a model's or data set's in it.")
     k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.")
     limit: int = option(0, "Only the first examples of each set; of a task so many questions, every type's fair part. 0: all.")
     temperature: float = option(1.0, "Of the sampled attempts.")
@@ -111,7 +113,7 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
             env=held.env, env_options=held.env_options, roles=mapping_of("roles", config.roles),
             engine=(engine := "api" if model.startswith(PREFIX) else config.engine),
             engine_options=engine_options if engine == config.engine else {}, slots=config.engine_slots, timeout=config.api_timeout,
-            concurrency=config.api_concurrency, **shared,
+            concurrency=config.api_concurrency, memories=origin_of(config.memories, name, held.name), **shared,
         )
         for name, model in models.items()
         for held in sets

@@ -23,6 +23,7 @@ from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
+from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.statistics import Mean, clustered_mean
 
 SHOWN = 3
@@ -118,10 +119,12 @@ def evaluate(
     ledger: Ledger | None = None,
     in_flight: int = 512,
     on_progress: Callable[[int], Any] | None = None,
+    memories: Memories | None = None,
 ) -> Scores:
     """One greedy attempt and k sampled ones (avg@k) at each of the first `limit` examples (0: all).
 
     `on_progress` is told how many attempts were finished, those found in the ledger first. k = 0 is greedy only.
+    `memories` keeps what attempts write before they are asked, and gives it to those that wrote already.
     """
     number = min(limit or len(env), len(env))
     examples = [env[at] for at in range(number)]
@@ -138,8 +141,14 @@ def evaluate(
         for e, kind, attempt in missing
     ]
     shown = {example["example_id"] for example in examples[:SHOWN]}
+    if memories:
+        requests = [
+            memories.request((e["example_id"], kind, attempt), request, shown=kind == GREEDY and e["example_id"] in shown)
+            for (e, kind, attempt), request in zip(missing, requests, strict=True)
+        ]
     for ended in agent.attempts(requests, models, seed=seed, in_flight=in_flight):
         attempts = _scored(env, [(missing[at], trajectory) for at, trajectory in ended], shown)
+        attempts = memories.entered(attempts) if memories else attempts
         ledger.append(attempts)
         if on_progress:
             on_progress(len(attempts))

@@ -1,6 +1,7 @@
 """One job: one model on one data set, from names to a finished ledger. What a worker process does, and the quick start too.
 
-A job's folder holds `job.json` (what was asked), `fingerprint.json`, `attempts.jsonl` and `examples.txt`. Knows no other job.
+A job's folder holds `job.json` (what was asked), `fingerprint.json`, `memories.jsonl`, `attempts.jsonl` and
+`examples.txt`. Knows no other job.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
+from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
+from memfactory.evaluation.replay import Replay
 from memfactory.evaluation.tasks import env as _env  # noqa: F401 - registers the tasks and their env
 from memfactory.evaluation.transcript import transcript
 
@@ -72,6 +75,8 @@ class Job:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    memories: str = ""
+    """Folder of the job whose memories are answered from; empty: they are written."""
     device: str = "auto"
     threads: int = 0
     slots: int = 192
@@ -105,7 +110,12 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     if job.engine == "vllm":  # numbers of another type, or shorter prompts, are other answers
         decoding["engine_options"] = job.engine_options
     name = str(APIChat(job.model)) if job.engine == "api" else model_hash(job.model)
-    with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
+    decides = fingerprint(agent, env, model=name, decoding=decoding)
+    replay = Replay(Path(job.memories), folder, agent, decides) if job.memories else None
+    with (
+        Ledger(folder, decides | (replay.about if replay else {})) as ledger,
+        replay or Memories(folder, agent, decides) as memories,
+    ):
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
         write_json(folder / "job.json", asdict(job) | {"examples": examples})
         write_questions(folder, env.questions(), examples)
@@ -113,7 +123,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
         with closing(models):
             scores = evaluate(
                 agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p,
-                seed=job.seed, ledger=ledger, on_progress=on_progress,
+                seed=job.seed, ledger=ledger, on_progress=on_progress, memories=memories,
             )  # fmt: skip
     for chat in models.chats.values():
         if isinstance(chat, APIChat):

@@ -55,6 +55,8 @@ class Attempt:
     completion_tokens: int = 0
     finished: float = 0.0
     """Unix time in seconds."""
+    replayed: str = ""
+    """SHA-256 of the memory that it was answered from, if another evaluation wrote that."""
 
     @property
     def key(self) -> Key:

@@ -35,6 +35,7 @@ from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import Job, load_scores
+from memfactory.evaluation.replay import replay_notes
 from memfactory.evaluation.report import summary, table, write_results
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def _report(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], ref
         if (found := scores[job.model_name][job.dataset]).lost
     ]
     told = dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found))
+    told |= dict.fromkeys(replay_notes([Path(job.folder) for job in done]))
     notes = [*told, *_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
     if scores or failed:
         results, paired = summary(scores)
