@@ -76,7 +76,7 @@ class BaseAgent(Usable):
     question_aware = False
     """True if writing needs the question: the memory is then written once for each question."""
     read_only: tuple[str, ...] = ()
-    """Slots and options that only `read` uses: with others of them the same memory would be written."""
+    """Slots, options and stages that only `read` uses: with others of them the same memory would be written."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -89,11 +89,12 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
 def write_fingerprint(agent: BaseAgent, whole: Mapping[str, Any]) -> str:
     """16 hex digits over what decides the written memories, of the `whole` fingerprint: all but what only answering uses.
 
-    An agent says which of its slots and options those are (`read_only`); with none, everything decides. What each example tells is
+    An agent says which of its slots, options and stages those are (`read_only`); with none, everything decides. What each example tells is
     looked at apart, so the env is no part of it.
     """
-    slots = {slot: slot in agent.read_only for slot in agent.slots}
-    only_read = {stage for slot, reads in slots.items() if reads for stage in getattr(agent, slot).stages}
+    of_slots = {slot: set(getattr(agent, slot).stages) for slot in agent.slots}
+    writing = set[str]().union(*(stages for slot, stages in of_slots.items() if slot not in agent.read_only))
+    only_read = set(agent.read_only).union(*(stages for slot, stages in of_slots.items() if slot in agent.read_only)) - writing
     decoding, model = dict(whole["decoding"]), whole["model"]
     roles, reference = decoding.pop("roles", {}), decoding.pop("reference", None)
     known = {"policy": model, "policy_nograd": model, "reference": reference}

@@ -82,9 +82,9 @@ class Memories:
         self._lines: dict[Key, Written] = {}
         self._write = write_fingerprint(agent, decides)
         if agent.in_stages:
+            self._lines = {line.key: line for line in read_memories(folder) if line.write == self._write}
             self._file = open_locked(folder / FILE)
             os.ftruncate(self._file, whole_length(folder / FILE))  # a torn last line was not written
-            self._lines = {line.key: line for line in read_memories(folder) if line.write == self._write}
 
     def request(self, key: Key, request: Request, *, shown: bool = False) -> Request:
         """The attempt as it is to run now: asked on what it wrote already, or writing and keeping that."""

@@ -7,6 +7,7 @@ be the same. Knows folders of evaluations and the agent that reads; no env and n
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,11 +33,12 @@ class Replay(Memories):
         if origin.resolve() == folder.resolve():
             raise ConfigError(f"--memories {origin} is where the answers are to go. Give another --output_dir; to go on, leave it out.")
         _check_stages(agent)
+        here = json.loads(json.dumps(decides))
         there = read_json(origin / "fingerprint.json", "`--memories` takes folders that `memfactory eval` made.")
-        if changed := differences(there["data"], decides["data"], "data."):
+        if changed := differences(there["data"], here["data"], "data."):
             raise ConfigError(f"The memories in {origin} are of other data: {'; '.join(changed)}. Give the data that they were written on.")
         self.origin, self._agent = origin, agent
-        self._env_changed = differences(there["env"], decides["env"], "env.")
+        self._env_changed = differences(there["env"], here["env"], "env.")
         self._lines = {line.key: line for line in read_memories(origin)}
         if not self._lines:
             raise ConfigError(_why_none(origin, there["agent"]["type"]))
