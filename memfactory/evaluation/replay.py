@@ -102,9 +102,11 @@ def _why_none(origin: Path, kind: str) -> str:
 def _answered(attempt: Attempt, line: Written) -> Attempt:
     """A line without what writing cost, which somebody else paid."""
     prompt, completion = (sum(turn["usage"][at] for turn in line.turns) for at in (0, 1))
+    parts: dict[str, Any] = getattr(attempt, "cost", {})  # by stages, where the ledger tells them apart
+    by_stage: dict[str, Any] = {"cost": {part: costs for part, costs in parts.items() if part != "writing"}} if parts else {}
     return replace(
         attempt, replayed=line.sha256, turns=attempt.turns - len(line.turns), prompt_tokens=attempt.prompt_tokens - prompt,
-        completion_tokens=attempt.completion_tokens - completion,
+        completion_tokens=attempt.completion_tokens - completion, **by_stage,
     )  # fmt: skip
 
 
