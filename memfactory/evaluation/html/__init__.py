@@ -4,6 +4,6 @@
 file's and is escaped by construction (`markup`).
 """
 
-from memfactory.evaluation.html.page import write_html
+from memfactory.evaluation.html.page import REPORT, write_html
 
-__all__ = ["write_html"]
+__all__ = ["REPORT", "write_html"]

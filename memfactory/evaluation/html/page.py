@@ -16,12 +16,12 @@ from memfactory.evaluation.html.front import front
 from memfactory.evaluation.html.markup import Html, clean, tag
 from memfactory.evaluation.html.sample import Room, sample_page
 
-FILE = "report.html"
+FILE, REPORT = "report.html", "report.json"
 
 
 def write_html(folder: Path) -> Path:
     """Write `report.html` of an evaluation's folder from its `report.json` and ledgers; returns its path."""
-    write_text(folder / FILE, render(page_of(folder, read_json(folder / "report.json"))))
+    write_text(folder / FILE, render(page_of(folder, read_json(folder / REPORT))))
     return folder / FILE
 
 
