@@ -124,14 +124,14 @@ def test_hostile_texts_are_shown_and_never_run(tmp_path: Path, task: bool) -> No
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec=None), max_size=60))
 def test_any_text_is_read_back_as_it_was_cleaned(text: str) -> None:
-    seen = Seen(tag("p", text, title=text, hidden=True))
+    seen = Seen(tag("p", {"title": text, "hidden": True}, text))
     assert seen.text == clean(text) and seen.attributes == [("p", "title", clean(text)), ("p", "hidden", None)]
     assert clean(clean(text)) == clean(text) and clean(text).encode() is not None
 
 
 def test_markup_is_built_not_pasted() -> None:
     assert html(["<", Html("<b>"), None, False, 0, ["&"]]) == "&lt;<b>0&amp;"
-    assert tag("meta", name="a", http_equiv=None) == '<meta name="a">'
+    assert tag("meta", {"name": "a", "http-equiv": None}) == '<meta name="a">'
     assert cut("abcdef", 4) == 'abcd<span class="more"> … 2 characters more</span>' and cut("abc", 3) == "abc"
 
 

@@ -43,17 +43,21 @@ def axis(scale: Scale, form: str = "g") -> Html:
     ends = {scale.ticks[0]: "start", scale.ticks[-1]: "end"}
     shown = [tick for at, tick in enumerate(scale.ticks) if at % 2 == 0]
     marks = [
-        tag("text", format(tick, form if tick else "g").replace("-", "−"), x=scale.at(tick), y=11, text_anchor=ends.get(tick, "middle"))
+        tag(
+            "text",
+            {"x": scale.at(tick), "y": 11, "text-anchor": ends.get(tick, "middle")},
+            format(tick, form if tick else "g").replace("-", "−"),
+        )
         for tick in shown
     ]
-    return tag("svg", marks, class_="axis", height=14, aria_hidden="true")
+    return tag("svg", {"class": "axis", "height": 14, "aria-hidden": "true"}, marks)
 
 
 def whisker(scale: Scale, value: float | None, low: float | None, high: float | None, colour: str, words: str) -> Html:
     """A dot at the value and a line over its interval; without a value only the scale's lines. `colour`: a class of the style sheet."""
     shapes = [_grid(scale)]
     if value is not None:
-        shapes += [_interval(scale, low, high), tag("circle", cx=scale.at(value), cy=_MIDDLE, r=4.5)]
+        shapes += [_interval(scale, low, high), tag("circle", {"cx": scale.at(value), "cy": _MIDDLE, "r": 4.5})]
     return _svg(shapes, f"chart {colour}", words)
 
 
@@ -61,17 +65,17 @@ def bar(scale: Scale, value: float | None, low: float | None, high: float | None
     """A bar from the scale's beginning to the value, and a line over its interval."""
     shapes = [_grid(scale)]
     if value is not None:
-        shapes += [tag("rect", x=0, y=_MIDDLE - 6, height=12, width=scale.at(value), rx=1.5), _interval(scale, low, high)]
+        shapes += [tag("rect", {"x": 0, "y": _MIDDLE - 6, "height": 12, "width": scale.at(value), "rx": 1.5}), _interval(scale, low, high)]
     return _svg(shapes, f"chart bar {colour}", words)
 
 
 def _svg(shapes: list[Html], kind: str, words: str) -> Html:
-    return tag("svg", tag("title", words), shapes, class_=kind, height=_HEIGHT, role="img")
+    return tag("svg", {"class": kind, "height": _HEIGHT, "role": "img"}, tag("title", words), shapes)
 
 
 def _grid(scale: Scale) -> Html:
     lines = [
-        tag("line", x1=scale.at(tick), x2=scale.at(tick), y1=0, y2=_HEIGHT, class_="zero" if tick == scale.zero else "tick")
+        tag("line", {"x1": scale.at(tick), "x2": scale.at(tick), "y1": 0, "y2": _HEIGHT, "class": "zero" if tick == scale.zero else "tick"})
         for tick in scale.ticks
     ]
     return tag("g", lines)
@@ -81,8 +85,8 @@ def _interval(scale: Scale, low: float | None, high: float | None) -> Html:
     if low is None or high is None:
         return Html()
     ends = [
-        tag("line", x1=scale.at(end), x2=scale.at(end), y1=_MIDDLE - 4, y2=_MIDDLE + 4)
+        tag("line", {"x1": scale.at(end), "x2": scale.at(end), "y1": _MIDDLE - 4, "y2": _MIDDLE + 4})
         for end in (low, high)
         if scale.low <= end <= scale.high
     ]
-    return tag("g", tag("line", x1=scale.at(low), x2=scale.at(high), y1=_MIDDLE, y2=_MIDDLE), ends, class_="interval")
+    return tag("g", {"class": "interval"}, tag("line", {"x1": scale.at(low), "x2": scale.at(high), "y1": _MIDDLE, "y2": _MIDDLE}), ends)

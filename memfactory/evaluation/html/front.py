@@ -15,7 +15,7 @@ from memfactory.evaluation.html.table import Column, Page, count, facts, figure,
 def front(page: Page) -> Html:
     """The whole front page; a part that has nothing to show is left out."""
     parts = (alarms, scores, differences, types, abstention, judged, cost, samples, runs)
-    return tag("main", header(page), [part(page) for part in parts], id="front")
+    return tag("main", {"id": "front"}, header(page), [part(page) for part in parts])
 
 
 def header(page: Page) -> Html:
@@ -31,9 +31,9 @@ def header(page: Page) -> Html:
             if row["verdict"] in ("better", "worse") else f" with {row['base']}, ", _change(row))
         for row in page["paired"] if row["metric"] == deciding(page, row)
     ]  # fmt: skip
-    title = tag("h1", tag("span", "Evaluation", class_="kicker"), page["title"])
-    return tag("header", title, tag("p", " · ".join(part for part in told if part), class_="told"),
-               bool(outcome) and tag("ul", outcome, class_="outcome"), _what(page))  # fmt: skip
+    title = tag("h1", tag("span", {"class": "kicker"}, "Evaluation"), page["title"])
+    return tag("header", title, tag("p", {"class": "told"}, " · ".join(part for part in told if part)),
+               bool(outcome) and tag("ul", {"class": "outcome"}, outcome), _what(page))  # fmt: skip
 
 
 def _what(page: Page) -> Html:
@@ -49,7 +49,7 @@ def _what(page: Page) -> Html:
 
 
 def _quiet(*words: str) -> Html:
-    return tag("span", " · ".join(word for word in words if word), class_="metric")
+    return tag("span", {"class": "metric"}, " · ".join(word for word in words if word))
 
 
 def _print(run: Row, what: str) -> str:
@@ -63,9 +63,11 @@ def _decoding(run: Row) -> Html:
 
 def alarms(page: Page) -> Html:
     """What is missing or failed first; then what else a reader must know."""
-    missing = tag("div", tag("h2", "Not complete"), tag("ul", [tag("li", note) for note in page["alarms"]]), class_="alarm", role="alert")
-    notes = tag("details", tag("summary", f"Notes ({len(page['notes'])})"), tag("ul", [tag("li", note) for note in page["notes"]]),
-                class_="notes", open=True)  # fmt: skip
+    missing = tag(
+        "div", {"class": "alarm", "role": "alert"}, tag("h2", "Not complete"), tag("ul", [tag("li", note) for note in page["alarms"]])
+    )
+    told = tag("ul", [tag("li", note) for note in page["notes"]])
+    notes = tag("details", {"class": "notes", "open": True}, tag("summary", f"Notes ({len(page['notes'])})"), told)
     return html([bool(page["alarms"]) and missing, bool(page["notes"]) and notes])
 
 
@@ -89,12 +91,12 @@ def _sample(name: str, row: Mapping[str, Row], models: Sequence[str]) -> list[An
     asked = any_of["questions"][0]["question"] if any_of["questions"] else ""
     more = f" and {len(any_of['questions']) - 1} more" if len(any_of["questions"]) > 1 else ""
     links = [
-        tag("a", "lost" if row[model]["score"] is None else figure(row[model]["score"], ".2f"), href=f"#{row[model]['anchor']}")
+        tag("a", {"href": f"#{row[model]['anchor']}"}, "lost" if row[model]["score"] is None else figure(row[model]["score"], ".2f"))
         if model in row
         else "–"
         for model in models
     ]
-    return [tag("a", name, href=f"#{any_of['anchor']}"), html([_short(asked, 90), more]), *links]
+    return [tag("a", {"href": f"#{any_of['anchor']}"}, name), html([_short(asked, 90), more]), *links]
 
 
 def runs(page: Page) -> Html:

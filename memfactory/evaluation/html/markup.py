@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -39,17 +39,20 @@ def html(value: Any) -> Html:
     return Html(escape(clean(str(value))))
 
 
-def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
-    """`<name attributes>children</name>`; `class_` is class, `_` is `-`, an attribute of None or False is left out."""
+def tag(name: str, *children: Any) -> Html:
+    """`<name attributes>children</name>`; a mapping among the children is attributes, of which None and False are left out."""
     given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(clean(str(value)))}"')
-        for key, value in attributes.items()
+        f" {key}" + ("" if value is True else f'="{escape(clean(str(value)))}"')
+        for child in children
+        if isinstance(child, Mapping)
+        for key, value in child.items()
         if value is not None and value is not False
     )
-    return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{html(children)}</{name}>")
+    inside = html([child for child in children if not isinstance(child, Mapping)])
+    return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{inside}</{name}>")
 
 
 def cut(text: str, limit: int) -> Html:
     """At most `limit` characters of a text, and how many more there are."""
     left = len(text) - limit
-    return html(text) if left <= 0 else html([text[:limit], tag("span", f" … {left:,} characters more", class_="more")])
+    return html(text) if left <= 0 else html([text[:limit], tag("span", {"class": "more"}, f" … {left:,} characters more")])

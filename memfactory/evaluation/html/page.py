@@ -32,14 +32,16 @@ def render(page: Mapping[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     head = tag(
-        "head", tag("meta", charset="utf-8"), tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"), tag("meta", name="color-scheme", content="light dark"),
+        "head", tag("meta", {"charset": "utf-8"}), tag("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
+        tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        tag("meta", {"name": "color-scheme", "content": "light dark"}),
         tag("title", clean(f"{page['title']}: evaluation")), tag("style", Html(_asset("page.css"))),
     )  # fmt: skip
-    theme = tag("button", "theme", id="theme", type="button", hidden=True)
+    theme = tag("button", {"id": "theme", "type": "button", "hidden": True}, "theme")
     samples = [sample_page(page, sample, room) for sample in page["samples"]]
     body = tag("body", theme, front(page), samples, tag("script", Html(script)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    document = tag("html", {"lang": "en"}, head, body)
+    return f"<!doctype html>\n{document}\n"
 
 
 @cache

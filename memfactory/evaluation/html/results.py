@@ -22,7 +22,8 @@ def scores(page: Page) -> Html:
     for dataset in page["datasets"]:
         rows = [row for row in page["results"] if row["dataset"] == dataset]
         if rows:
-            groups.append((html([dataset, tag("span", rows[0].get("metric", ""), class_="metric")]), [_score(page, row) for row in rows]))
+            heading = html([dataset, tag("span", {"class": "metric"}, rows[0].get("metric", ""))])
+            groups.append((heading, [_score(page, row) for row in rows]))
     lead = (
         "Dots are means over questions, lines their 95 % intervals (Student's, over conversations where questions share one). "
         "What infrastructure lost counts as wrong; questions to abstain on are apart."
@@ -33,7 +34,7 @@ def scores(page: Page) -> Html:
 def _score(page: Page, row: Row) -> list[Any]:
     words = f"{row['model']} on {row['dataset']}: {figure(row['score'])}"
     holes = row["coverage"] is None or row["coverage"] < 1
-    scored = tag("span", figure(row["coverage"], ".1%"), class_="bad") if holes else "all"
+    scored = tag("span", {"class": "bad"}, figure(row["coverage"], ".1%")) if holes else "all"
     return [
         model_name(page, row["model"]), whisker(SHARES, row["score"], row["low"], row["high"], colour(page, row["model"]), words),
         tag("b", figure(row["score"])), interval(row["low"], row["high"]), figure(row["greedy"]), row["n"], scored,
@@ -55,7 +56,7 @@ def differences(page: Page) -> Html:
         rows = [row for row in paired if (row["dataset"], row["base"]) == (dataset, base)]
         groups.append(
             (
-                html([dataset, tag("span", "against ", model_name(page, base), class_="metric")]),
+                html([dataset, tag("span", {"class": "metric"}, "against ", model_name(page, base))]),
                 [_pair(page, scale, row, tested) for row in rows],
             )
         )
@@ -69,7 +70,7 @@ def _pair(page: Page, scale: Scale, row: Row, tested: bool) -> list[Any]:
     words = f"{row['model']} − {row['base']}, {row['metric']}: {figure(row['diff'], '+.3f')}, {row['verdict']}"
     decides = row["metric"] == deciding(page, row)
     return [
-        html([model_name(page, row["model"]), tag("span", row["metric"], class_="metric")]),
+        html([model_name(page, row["model"]), tag("span", {"class": "metric"}, row["metric"])]),
         whisker(scale, row["diff"], row["ci_low"], row["ci_high"], row["verdict"], words),
         tag("b" if decides else "span", figure(row["diff"], "+.3f")), interval(row["ci_low"], row["ci_high"], "+.3f"),
         *([shown_p] if tested else []), row["n"], verdict(row["verdict"]),
@@ -100,7 +101,7 @@ def types(page: Page) -> Html:
 
 
 def _kind(row: Row) -> Html:
-    return html([row["type"], row["name"] and tag("span", row["name"], class_="metric")])
+    return html([row["type"], row["name"] and tag("span", {"class": "metric"}, row["name"])])
 
 
 def _bar(page: Page, row: Row, first: bool) -> list[Any]:
@@ -152,10 +153,10 @@ def judged(page: Page) -> Html:
     for dataset, judge in dict.fromkeys((row["dataset"], row["judge"]) for row in rows):
         here = [row for row in rows if (row["dataset"], row["judge"]) == (dataset, judge)]
         votes = f"by {judge}, {count(here[0]['votes'], 'vote')}"
-        groups.append((html([dataset, tag("span", votes, class_="metric")]), [_judged(page, row) for row in here]))
+        groups.append((html([dataset, tag("span", {"class": "metric"}, votes)]), [_judged(page, row) for row in here]))
     warned = dict.fromkeys(f"{row['model']} on {row['dataset']}: {text}" for row in rows for text in row["warnings"])
     lead = "A judged score is worth what its judge is: \u201clets in\u201d says how much of what is known to be wrong it takes for right."
-    told = tag("ul", [tag("li", text) for text in warned], class_="lead")
+    told = tag("ul", {"class": "lead"}, [tag("li", text) for text in warned])
     return section("Judged", table(columns, groups), bool(warned) and told, id="judged", lead=lead) if rows else Html()
 
 
@@ -164,7 +165,7 @@ def _judged(page: Page, row: Row) -> list[Any]:
     drawn = whisker(SHARES, row["judged"], row["judged_low"], row["judged_high"], colour(page, row["model"]), words)
     lets_in = " / ".join(figure(row[name]["rate"], ".0%") for name in ("accepts_specific", "accepts_vague"))
     return [
-        html([model_name(page, row["model"]), tag("span", row["metric"], class_="metric")]), drawn, tag("b", figure(row["judged"])),
+        html([model_name(page, row["model"]), tag("span", {"class": "metric"}, row["metric"])]), drawn, tag("b", figure(row["judged"])),
         interval(row["judged_low"], row["judged_high"]), figure(row["rule_score"]), lets_in, figure(row["unanimous"], ".0%"),
         figure(row["coverage"], ".0%"),
     ]  # fmt: skip
@@ -199,8 +200,8 @@ def _only(row: Row, rows: Sequence[Row]) -> bool:
 
 def _cost(page: Page, row: Row, first: bool) -> list[Any]:
     stage = row["stage"]
-    part = tag("span", stage, class_="stage") if stage else row["part"]
+    part = tag("span", {"class": "stage"}, stage) if stage else row["part"]
     shown = [figure(row.get("calls"), ".2f"), figure(row.get("prompt_tokens"), ",.0f"), figure(row.get("completion_tokens"), ",.0f"),
              figure(row.get("seconds"), ".2f")]  # fmt: skip
-    cells = [tag("span", value, class_="stage") if stage else value for value in shown]
+    cells = [tag("span", {"class": "stage"}, value) if stage else value for value in shown]
     return [model_name(page, row["model"]) if first else "", part, *cells]

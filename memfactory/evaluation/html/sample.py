@@ -9,7 +9,7 @@ from typing import Any
 from memfactory.common.parsing import final_answer
 from memfactory.evaluation.html.diffs import Part
 from memfactory.evaluation.html.markup import Html, cut, html, tag
-from memfactory.evaluation.html.table import Page, facts, figure, model_name
+from memfactory.evaluation.html.table import Page, count, facts, figure, model_name
 
 SIZE = 2_800_000
 """Bytes that the texts of all sample pages may have together; the markup around them comes to half as much again."""
@@ -62,41 +62,53 @@ class Room:
 
 def sample_page(page: Page, sample: Mapping[str, Any], room: Room) -> Html:
     """One sample as a section that its address opens."""
-    asked, steps = sample["questions"], sample["steps"]
+    parts = (_head(page, sample), _facts(sample), _asked(sample["questions"], room), _written(sample, room))
+    return tag("section", {"id": sample["anchor"], "class": "sample"}, parts)
+
+
+def _asked(asked: Sequence[Mapping[str, Any]], room: Room) -> Html:
     shown = [_question(question, room.purse(len(asked))) for question in asked[: room.parts]]
     hidden = len(asked) - len(shown)
     if len(shown) > _OPEN + 1:
-        shown = [*shown[:_OPEN], tag("details", tag("summary", f"{len(shown) - _OPEN} more questions"), shown[_OPEN:], class_="rest")]
+        shown = [*shown[:_OPEN], tag("details", {"class": "rest"}, tag("summary", f"{len(shown) - _OPEN} more questions"), shown[_OPEN:])]
+    more = tag("p", {"class": "more"}, f"… {hidden} more questions, kept in attempts.jsonl")
+    return html([tag("h3", f"Questions ({len(asked)})"), shown, hidden > 0 and more])
+
+
+def _written(sample: Mapping[str, Any], room: Room) -> Html:
+    """The events with the memory after each; the memory alone where there were none."""
+    steps = sample["steps"]
+    if not steps:
+        kept = tag("pre", {"dir": "auto"}, room.purse(1).cut(sample["memory"]))
+        return html([tag("h3", "Memory"), kept]) if sample["memory"] else Html()
     wrote = [_step(number, steps[number - 1], room.purse(len(steps))) for number in _chosen(len(steps), room.parts)]
-    if len(wrote) < len(steps):
-        wrote.insert(-(-room.parts * 2 // 3), tag("p", f"… {len(steps) - len(wrote)} more events, kept in attempts.jsonl", class_="more"))
-    final = [] if steps else [tag("h3", "Memory"), tag("pre", room.purse(1).cut(sample["memory"]), dir="auto")] if sample["memory"] else []
-    return tag(
-        "section", _head(page, sample), tag("h3", f"Questions ({len(asked)})"), shown,
-        hidden > 0 and tag("p", f"… {hidden} more questions, kept in attempts.jsonl", class_="more"),
-        bool(steps) and tag("h3", f"How the memory was written ({len(steps)} {'events' if len(steps) > 1 else 'event'})"), wrote, final,
-        id=sample["anchor"], class_="sample",
-    )  # fmt: skip
+    if hidden := len(steps) - len(wrote):
+        wrote.insert(-(-room.parts * 2 // 3), tag("p", {"class": "more"}, f"… {hidden} more events, kept in attempts.jsonl"))
+    return html([tag("h3", f"How the memory was written ({count(len(steps), 'event')})"), wrote])
 
 
 def _head(page: Page, sample: Mapping[str, Any]) -> Html:
-    everyone = [other for other in page["samples"] if (other["dataset"], other["example"]) == (sample["dataset"], sample["example"])]
+    """The way back and on, the sample's name, and the same sample with the other models."""
     mates = [other for other in page["samples"] if (other["dataset"], other["model"]) == (sample["dataset"], sample["model"])]
-    at = mates.index(sample)
+    at = next(place for place, other in enumerate(mates) if other is sample)
+    on = [_link(word, mates[to] if 0 <= to < len(mates) else None) for word, to in (("‹ previous", at - 1), ("next ›", at + 1))]
     tabs = [
-        tag("a", model_name(page, other["model"]), f" {_score(other['score'])}", href=f"#{other['anchor']}",
-            aria_current="page" if other is sample else None)
-        for other in everyone
-    ]  # fmt: skip
-    way = [
-        tag("a", "‹ back to the report", href="#samples"),
-        tag("span", [tag("a", word, href=f"#{mates[to]['anchor']}") if 0 <= to < len(mates) else tag("span", word, class_="off")
-                     for word, to in (("‹ previous", at - 1), ("next ›", at + 1))]),
-    ]  # fmt: skip
+        _link([model_name(page, other["model"]), f" {_score(other['score'])}"], other, here=other is sample)
+        for other in page["samples"]
+        if (other["dataset"], other["example"]) == (sample["dataset"], sample["example"])
+    ]
     return html([
-        tag("nav", way, class_="way"), tag("h2", tag("span", sample["dataset"], class_="kicker"), sample["example"]),
-        tag("nav", tabs, class_="tabs", aria_label="models"), _facts(sample),
+        tag("nav", {"class": "way"}, tag("a", {"href": "#samples"}, "‹ back to the report"), tag("span", on)),
+        tag("h2", tag("span", {"class": "kicker"}, sample["dataset"]), sample["example"]),
+        tag("nav", {"class": "tabs", "aria-label": "models"}, tabs),
     ])  # fmt: skip
+
+
+def _link(words: Any, to: Mapping[str, Any] | None, here: bool = False) -> Html:
+    """A link to a sample's page; where there is none its words alone."""
+    if to is None:
+        return tag("span", {"class": "off"}, words)
+    return tag("a", {"href": f"#{to['anchor']}", "aria-current": "page" if here else None}, words)
 
 
 def _facts(sample: Mapping[str, Any]) -> Html:
@@ -124,27 +136,23 @@ def _told(measures: Sequence[float]) -> str:
 
 
 def _question(question: Mapping[str, Any], purse: Purse) -> Html:
-    score = question["score"]
+    score, whole = question["score"], question["answer"]
     kind = "lost" if score is None else "right" if score >= 1 else "wrong" if score <= 0 else "partly"
-    sign = {"lost": "?", "right": "✓", "wrong": "✗", "partly": "◐"}[kind]
-    whole = question["answer"]
+    sign = tag("span", {"class": f"sign {kind}", "aria-label": kind}, {"lost": "?", "right": "✓", "wrong": "✗", "partly": "◐"}[kind])
+    others = ", ".join(_score(value) for value in question["sampled"])
+    scored = tag("span", {"class": "scored"}, f"score {_score(score)}{', sampled ' if others else ''}{others}")
+    kinds = (question.get("type"), "to abstain on" if question.get("abstain") else None, question.get("label_error"))
+    marked = [tag("span", {"class": "kind"}, word) for word in kinds if word]
+    asked = tag("h4", {"dir": "auto"}, sign, purse.cut(question["question"] or "(question not kept)"), marked, scored)
+    golds = [[at > 0 and tag("span", {"class": "quiet"}, " or "), purse.cut(str(gold))] for at, gold in enumerate(question["answers"])]
     short = final_answer(whole) or ""
-    others = [_score(value) for value in question["sampled"]]
-    scored = f"score {_score(score)}{', sampled ' + ', '.join(others) if others else ''}"
-    marks = ", ".join(f"{name} {_score(value)}" for name, value in question["marks"].items())
-    gold = html([[at > 0 and tag("span", " or ", class_="quiet"), purse.cut(str(answer))] for at, answer in enumerate(question["answers"])])
-    kinds = [question.get("type"), "to abstain on" if question.get("abstain") else None, question.get("label_error")]
-    return tag(
-        "article",
-        tag("h4", tag("span", sign, class_=f"sign {kind}", aria_label=kind), purse.cut(question["question"] or "(question not kept)"),
-            [tag("span", word, class_="kind") for word in kinds if word], tag("span", scored, class_="scored"), dir="auto"),
-        facts([
-            ("gold", gold), ("answer", tag("b", purse.cut(short), class_=kind) if short else tag("i", "no answer could be read")),
-            ("all marks", marks),
-            ("whole reply", tag("span", purse.cut(whole), class_="reply") if whole.strip() != short else None),
-        ]),
-        _given(question["given"], purse), class_="question",
-    )  # fmt: skip
+    answer = tag("b", {"class": kind}, purse.cut(short)) if short else tag("i", "no answer could be read")
+    told = facts([
+        ("gold", html(golds)), ("answer", answer),
+        ("all marks", ", ".join(f"{name} {_score(value)}" for name, value in question["marks"].items())),
+        ("whole reply", tag("span", {"class": "reply"}, purse.cut(whole)) if whole.strip() != short else None),
+    ])  # fmt: skip
+    return tag("article", {"class": "question"}, asked, told, _given(question["given"], purse))
 
 
 def _given(items: Sequence[Mapping[str, Any]], purse: Purse) -> Html:
@@ -152,15 +160,15 @@ def _given(items: Sequence[Mapping[str, Any]], purse: Purse) -> Html:
     if not items:
         return Html()
     lines: dict[int, Html] = {}
-    holds = tag("span", "holds the gold answer", class_="kind gold")
+    holds = tag("span", {"class": "kind gold"}, "holds the gold answer")
     for at, item in sorted(enumerate(items), key=lambda pair: (not pair[1]["gold"], pair[0])):
         if purse.left > 0:
-            lines[at] = tag("li", purse.cut(item["text"]), item["gold"] and holds, dir="auto")
+            lines[at] = tag("li", {"dir": "auto"}, purse.cut(item["text"]), item["gold"] and holds)
     hits = sum(bool(item["gold"]) for item in items)
     told = f"answered from {len(items)} memor{'y' if len(items) == 1 else 'ies'}, {hits or 'none'} of them with the gold answer's words"
     left = len(items) - len(lines)
-    shown = [*(lines[at] for at in sorted(lines)), left > 0 and tag("li", f"… {left} more", class_="more")]
-    return tag("details", tag("summary", told), tag("ul", shown), class_="given")
+    shown = [*(lines[at] for at in sorted(lines)), left > 0 and tag("li", {"class": "more"}, f"… {left} more")]
+    return tag("details", {"class": "given"}, tag("summary", told), tag("ul", shown))
 
 
 def _chosen(number: int, most: int) -> list[int]:
@@ -172,10 +180,10 @@ def _chosen(number: int, most: int) -> list[int]:
 
 
 def _step(number: int, step: Mapping[str, Any], purse: Purse) -> Html:
-    told = tag("pre", purse.cut(step["event"], max(400, purse.left // 2)), dir="auto")
+    told = tag("pre", {"dir": "auto"}, purse.cut(step["event"], max(400, purse.left // 2)))
     memory = _bank(step["items"], purse) if step["bank"] else _text(step["parts"], purse)
-    event = tag("div", tag("h5", f"event {number}"), told, class_="event")
-    return tag("div", event, tag("div", tag("h5", "memory after it"), memory, class_="memory"), class_="step")
+    event = tag("div", {"class": "event"}, tag("h5", f"event {number}"), told)
+    return tag("div", {"class": "step"}, event, tag("div", {"class": "memory"}, tag("h5", "memory after it"), memory))
 
 
 def _bank(items: Sequence[tuple[str, str, Sequence[Part]]], purse: Purse) -> Html:
@@ -186,22 +194,22 @@ def _bank(items: Sequence[tuple[str, str, Sequence[Part]]], purse: Purse) -> Htm
     for at in (*changed, *same[:_ITEMS]):
         kind, id, parts = items[at]
         if purse.left > 0:
-            lines[at] = tag("li", tag("span", id, class_="id"), _parts(parts, purse), class_=kind, dir="auto")
+            lines[at] = tag("li", {"class": kind, "dir": "auto"}, tag("span", {"class": "id"}, id), _parts(parts, purse))
     hidden, left = sum(at not in lines for at in changed), sum(at not in lines for at in same)
     kinds = [kind for kind, _, _ in items]
     told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("added", "changed", "removed") if kind in kinds) or "nothing changed"
     more = [f"… {hidden} of them not shown" if hidden else "", f"… {left} more unchanged" if left else ""]
     return html([
-        tag("ul", [lines[at] for at in sorted(lines)], class_="bank") if items else tag("p", "empty", class_="quiet"),
-        tag("p", "; ".join(text for text in (told, *more) if text), class_="quiet"),
+        tag("ul", {"class": "bank"}, [lines[at] for at in sorted(lines)]) if items else tag("p", {"class": "quiet"}, "empty"),
+        tag("p", {"class": "quiet"}, "; ".join(text for text in (told, *more) if text)),
     ])  # fmt: skip
 
 
 def _text(parts: Sequence[Part], purse: Purse) -> Html:
     changed = any(kind != "same" for kind, _ in parts)
     return html([
-        tag("pre", _parts(parts, purse), dir="auto") if parts else tag("p", "empty", class_="quiet"),
-        not changed and bool(parts) and tag("p", "nothing changed", class_="quiet"),
+        tag("pre", {"dir": "auto"}, _parts(parts, purse)) if parts else tag("p", {"class": "quiet"}, "empty"),
+        not changed and bool(parts) and tag("p", {"class": "quiet"}, "nothing changed"),
     ])  # fmt: skip
 
 
@@ -212,11 +220,11 @@ def _parts(parts: Sequence[Part], purse: Purse) -> Html:
     room = min(_TEXT, purse.left)
     for at, (kind, text) in enumerate(parts):
         if purse.left <= 0:
-            shown.append(tag("span", f" … {sum(len(rest) for _, rest in parts[at:]):,} characters more", class_="more"))
+            shown.append(tag("span", {"class": "more"}, f" … {sum(len(rest) for _, rest in parts[at:]):,} characters more"))
             break
         if kind == "same" and len(text) > 3 * _CONTEXT and length > room and len(parts) > 1:
             ends = (text[:_CONTEXT] if at else "", text[-_CONTEXT:] if at + 1 < len(parts) else "")
-            skipped = tag("span", f" … {len(text) - len(ends[0]) - len(ends[1]):,} characters unchanged … ", class_="more")
+            skipped = tag("span", {"class": "more"}, f" … {len(text) - len(ends[0]) - len(ends[1]):,} characters unchanged … ")
             shown.append(html([purse.cut(ends[0]), skipped, purse.cut(ends[1])]))
         else:
             piece = purse.cut(text)

@@ -24,21 +24,21 @@ class Column:
 
 def table(columns: Sequence[Column], groups: Iterable[tuple[Any, Iterable[Sequence[Any]]]], class_: str = "") -> Html:
     """A table of (heading or None, rows) groups; a row is a cell a column, markup or text."""
-    head = tag("tr", [tag("th", column.name, class_=column.kind or None, title=column.hint, scope="col") for column in columns])
+    head = tag("tr", [tag("th", {"class": column.kind or None, "title": column.hint, "scope": "col"}, column.name) for column in columns])
     bodies = [
         tag(
             "tbody",
-            heading is not None and tag("tr", tag("th", heading, colspan=len(columns), scope="rowgroup"), class_="group"),
-            [tag("tr", [tag("td", cell, class_=c.kind or None) for c, cell in zip(columns, row, strict=True)]) for row in rows],
+            heading is not None and tag("tr", {"class": "group"}, tag("th", {"colspan": len(columns), "scope": "rowgroup"}, heading)),
+            [tag("tr", [tag("td", {"class": c.kind or None}, cell) for c, cell in zip(columns, row, strict=True)]) for row in rows],
         )
         for heading, rows in groups
     ]
-    return tag("div", tag("table", tag("thead", head), bodies, class_=class_ or None), class_="scroll")
+    return tag("div", {"class": "scroll"}, tag("table", {"class": class_ or None}, tag("thead", head), bodies))
 
 
 def section(title: str, *parts: Any, id: str, lead: Any = None) -> Html:
     """A part of the page under its heading; `lead` says how it is read."""
-    return tag("section", tag("h2", title), lead is not None and tag("p", lead, class_="lead"), parts, id=id)
+    return tag("section", {"id": id}, tag("h2", title), lead is not None and tag("p", {"class": "lead"}, lead), parts)
 
 
 def figure(value: float | None, form: str = ".3f") -> str:
@@ -48,13 +48,13 @@ def figure(value: float | None, form: str = ".3f") -> str:
 
 def interval(low: float | None, high: float | None, form: str = ".3f") -> Html:
     """`[low, high]`, or nothing."""
-    return Html() if low is None or high is None else tag("span", f"[{figure(low, form)}, {figure(high, form)}]", class_="range")
+    return Html() if low is None or high is None else tag("span", {"class": "range"}, f"[{figure(low, form)}, {figure(high, form)}]")
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Html:
     """A list of names and values; what has no value is left out."""
     return tag(
-        "dl", [html([tag("dt", name), tag("dd", value)]) for name, value in pairs if value not in (None, "", {}, [])], class_="facts"
+        "dl", {"class": "facts"}, [html([tag("dt", name), tag("dd", value)]) for name, value in pairs if value not in (None, "", {}, [])]
     )
 
 
@@ -65,13 +65,13 @@ def colour(page: Page, model: str) -> str:
 
 def model_name(page: Page, model: str) -> Html:
     """A model with the dot of its colour."""
-    return tag("span", tag("i", class_=f"dot {colour(page, model)}"), model, class_="model")
+    return tag("span", {"class": "model"}, tag("i", {"class": f"dot {colour(page, model)}"}), model)
 
 
 def verdict(word: str) -> Html:
     """A verdict by sign, word and colour."""
     sign, known = VERDICTS.get(word, "?"), word if word in VERDICTS else "unknown"
-    return tag("span", sign, tag("span", f" {word}", class_="word"), class_=f"verdict {known}", title=word)
+    return tag("span", {"class": f"verdict {known}", "title": word}, sign, tag("span", {"class": "word"}, f" {word}"))
 
 
 def count(number: int, what: str) -> str:
