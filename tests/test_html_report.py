@@ -14,22 +14,28 @@ from hypothesis import strategies as st
 from report_helpers import COST, attempt, evaluation
 from rich.console import Console
 
+from memfactory.agents.base import BaseAgent
+from memfactory.agents.use import shows
+from memfactory.cli import main
 from memfactory.common.errors import MissingFileError
 from memfactory.common.files import read_json, write_json
-from memfactory.common.types import Trajectory, Turn
+from memfactory.common.registry import ENV_REGISTRY
+from memfactory.common.types import Trajectory, Turn, View
+from memfactory.engines.chat import Models, Session
+from memfactory.engines.scripted import ScriptedChat
 from memfactory.evaluation.costs import TOGETHER, cost_rows
-from memfactory.evaluation.harness import scores_of
+from memfactory.evaluation.harness import evaluate, scores_of
 from memfactory.evaluation.html.charts import around_zero
 from memfactory.evaluation.html.diffs import bank_parts, items_of, text_parts
 from memfactory.evaluation.html.markup import Html, clean, cut, html, tag
 from memfactory.evaluation.html.page import render
 from memfactory.evaluation.html.sample import Room
 from memfactory.evaluation.html.samples import anchor, holds_gold, steps_of
-from memfactory.evaluation.jobs import load_scores
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Ledger
 from memfactory.evaluation.orchestrator import report_folder
 from memfactory.evaluation.record import cost_of, event_text
 from memfactory.memory.bank import MemoryBank
+from memfactory.memory.items import MemoryOp
 
 HOSTILE = [
     "</script><script>alert(1)</script>", "</style><img src=x onerror=alert(1)>", '" onmouseover="alert(1)',
@@ -302,6 +308,46 @@ def test_the_page_stays_under_five_megabytes_and_says_what_it_leaves_out() -> No
     assert Room.of(4).parts == 60 and Room.of(100_000).parts == 3
 
 
-def test_the_ledger_still_gives_the_scores(tmp_path: Path) -> None:
-    scores = load_scores(evaluation(tmp_path) / "new" / "talks")
-    assert scores.avg_at_k.value == 0.75
+def test_an_evaluation_keeps_cost_by_stage_and_what_answers_were_made_from(tmp_path: Path) -> None:
+    """An agent that says what it shows, with two questions answered side by side."""
+
+    class Bank(BaseAgent):
+        stages = ("note", "answer")
+
+        def initial(self, view: View) -> MemoryBank:
+            return MemoryBank.of(["city ann rome", "pet leo mouse"])
+
+        def events(self, view: View) -> list[str]:
+            return ["pet leo beagle"]
+
+        async def write(self, model: Session, memory: MemoryBank, event: str, question: str | None = None) -> MemoryBank:
+            said = await model.chat([{"role": "user", "content": event}], stage="note", max_tokens=8)
+            return memory.apply([MemoryOp("UPDATE", "1", said.text)]).bank
+
+        async def read(self, model: Session, memory: MemoryBank, question: str) -> str:
+            shows(model, [item for item in memory if item.text.split()[1] in question])
+            return (await model.chat([{"role": "user", "content": question}], stage="answer", max_tokens=8)).text
+
+    path = tmp_path / "rows.json"
+    session = {"date": "day 1", "turns": [{"id": "D1:1", "speaker": "ann", "text": "hi"}]}
+    told = {"answers": ["x"], "type": "plain", "abstain": False, "evidence": ["D1:1"]}
+    asked = [{"question": f"{name} ?", **told} for name in ("pet leo", "city ann")]
+    path.write_text(json.dumps([{"dialog_id": "d", "speakers": ["ann", "bob"], "sessions": [session], "questions": asked}]))
+    env = ENV_REGISTRY.get("memory_bank")(str(path), None)
+    models = Models({"policy": ScriptedChat(lambda messages, stage: messages[0]["content"])})
+    scores = evaluate(Bank(None), models, env, name="d", k=1)
+    greedy, sampled = scores.attempts["d", GREEDY, 0], scores.attempts["d", SAMPLED, 0]
+    assert greedy.given == [["1: pet leo beagle"], ["0: city ann rome"]] and sampled.given == sampled.steps == []
+    assert {part: {stage: row[:3] for stage, row in stages.items()} for part, stages in greedy.cost.items()} == {
+        "writing": {"note": [1, 0, 0]}, "answering": {"answer": [2, 0, 0]},
+    }  # fmt: skip
+    assert all(row[3] >= 0 for stages in greedy.cost.values() for row in stages.values())
+
+
+def test_the_command_says_what_it_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["report"]) == 2 and "takes the folder of an evaluation" in capsys.readouterr().err
+    evaluation(tmp_path)
+    assert main(["report", str(tmp_path), "--export", "csv"]) == 2 and "Known: lm-eval" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--export", "lm-eval"]) == 0
+    said = capsys.readouterr().out
+    assert "report.html" in said and "lm_eval/new/results_" in said
