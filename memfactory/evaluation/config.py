@@ -29,6 +29,8 @@ PUBLISHED_MODELS = {
 }
 """{name: (where it lies, how to get it)}: what a bare evaluation looks for."""
 
+EXPORTS = ("", "lm-eval")
+
 PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") for name in ("eval_50", "eval_100", "eval_fwe_16384")}
 PUBLISHED_OPTIONS = {"chunk_size": 2500, "max_generate_length": 2048}
 """How the published figures were read."""
@@ -67,6 +69,7 @@ class EvalConfig:
     temperature: float = option(1.0, "Of the sampled attempts.")
     top_p: float = option(1.0, "Nucleus of the sampled attempts.")
     seed: int = option(0, "Of every random stream.")
+    shown: int = option(8, "Of so many first examples of each set the greedy attempt is kept step by step: the report's sample pages.")
     engine: str = option(
         "hf", "hf or vllm (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is)."
     )
@@ -74,6 +77,7 @@ class EvalConfig:
     api_timeout: float = option(120.0, "Seconds that one try at a server may take.")
     api_concurrency: int = option(64, "Requests to a server at a time.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
+    export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in OUTPUT_DIR/lm_eval.")
     gpus: str = option("auto", "GPUs, such as 0,1, a worker on each; none: CPU processes.")
     workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.")
     threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.")
@@ -83,13 +87,22 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
-        if min(self.k, self.limit, self.workers, self.threads, self.session_words) < 0:
-            raise ConfigError("--k, --limit, --workers, --threads and --session_words must not be negative.")
+        if self.export not in EXPORTS:
+            raise unknown_name("--export", self.export, [name for name in EXPORTS if name])
+        if min(self.k, self.limit, self.shown, self.workers, self.threads, self.session_words) < 0:
+            raise ConfigError("--k, --limit, --shown, --workers, --threads and --session_words must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
         for name, unset in _OF_TASKS.items():
             if not self.tasks and getattr(self, name) != unset:
                 raise ConfigError(f"--{name} is for --tasks; what --datasets asks is an option of its env (--env_options).")
+
+
+@dataclass
+class ReportConfig:
+    """Options of `memfactory report`."""
+
+    export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in FOLDER/lm_eval.")
 
 
 def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
@@ -104,7 +117,8 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
     if not config.models:
         options = PUBLISHED_OPTIONS | options  # one way of reading for all of them, whatever they were trained with
     shared = {
-        name: getattr(config, name) for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
+        name: getattr(config, name)
+        for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "shown", "plugins")
     }
     engine_options = mapping_of("engine_options", config.engine_options)
     jobs = [
