@@ -1,4 +1,4 @@
-"""`memfactory train | eval | compare | judge | chat | data | list`: the command line. Prints, and turns a user's mistake into one line.
+"""`memfactory train | eval | report | compare | judge | chat | data | list`: the command line. Prints; a user's mistake is one line.
 
 Knows the commands, not what they do.
 """
@@ -28,6 +28,7 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory train [CONFIG.yaml] [--flag value ...]       --help lists the flags
   memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
   memfactory eval --models M ... --tasks TASK=FILE ...    models x benchmarks, each with its own scorers
+  memfactory report FOLDER [--export lm-eval]             an evaluation's report made again, without running anything
   memfactory compare A B                                  two evaluated models, paired by question
   memfactory judge FOLDER --judge api:MODEL               an LLM judges what was evaluated, and is itself measured
   memfactory chat CHECKPOINT [--store S] [--user U]       a conversation that is remembered
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
-        "train": train, "eval": evaluate, "compare": compare_two, "judge": judge, "chat": chat_with, "data": data, "list": list_parts,
+        "train": train, "eval": evaluate, "report": report_again, "compare": compare_two, "judge": judge, "chat": chat_with,
+        "data": data, "list": list_parts,
     }  # fmt: skip
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -126,6 +128,18 @@ def evaluate(arguments: Sequence[str]) -> int:
     config, _ = parse_flags(EvalConfig, arguments, "memfactory eval")
     import_plugins(config.plugins)
     return evaluate_all(config, Console())
+
+
+def report_again(arguments: Sequence[str]) -> int:
+    """`memfactory report`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.evaluation.config import ReportConfig
+    from memfactory.evaluation.orchestrator import report_folder
+
+    config, words = parse_flags(ReportConfig, arguments, "memfactory report", "memfactory report FOLDER [--export lm-eval]", 1)
+    if not words:
+        raise UserError("memfactory report takes the folder of an evaluation, such as output/evaluation.")
+    return report_folder(Path(words[0]), config.export, Console())
 
 
 def compare_two(arguments: Sequence[str]) -> None:

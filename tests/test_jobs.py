@@ -254,10 +254,12 @@ def remembers(messages: Messages, stage: str) -> str:
 def test_a_job_leaves_its_ledger_and_what_it_was(tmp_path: Path, scripted: Callable) -> None:
     chat = scripted(remembers)
     scores = run_job(job(tmp_path / "a"))
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"attempts.jsonl", "fingerprint.json", "job.json", "examples.txt"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "attempts.jsonl", "fingerprint.json", "job.json", "examples.json", "examples.txt",
+    }  # fmt: skip
     asked = read_json(tmp_path / "a" / "job.json")
     assert asked["examples"] == scores.examples == [f"eval/{n}" for n in range(4)] and asked["k"] == 1
-    assert (tmp_path / "a" / "examples.txt").read_text(encoding="utf-8").count("Question: ") == 3
+    assert (tmp_path / "a" / "examples.txt").read_text(encoding="utf-8").count("Question: ") == 4
     assert load_scores(tmp_path / "a") == scores and len(chat.asked) > 8
 
 

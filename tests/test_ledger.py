@@ -268,7 +268,7 @@ def test_steps_are_kept_of_the_first_greedy_attempts_only(tmp_path: Path) -> Non
     with Ledger(tmp_path / "out", {}) as ledger:
         evaluate(Steps(None), Models({"policy": ScriptedChat(right)}), env, name="facts", k=1, ledger=ledger)
     kept = {(line["example"], line["kind"]): len(line["steps"]) for line in lines(tmp_path / "out")}
-    assert {key for key, number in kept.items() if number} == {(f"facts/{at}", GREEDY) for at in range(3)} and kept["facts/0", GREEDY] == 2
+    assert {key for key, number in kept.items() if number} == {(f"facts/{at}", GREEDY) for at in range(4)} and kept["facts/0", GREEDY] == 2
 
 
 def test_a_truncated_attempt_is_scored_and_not_made_again(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_every_job_is_run_once_and_reported(tmp_path: Path, stubs: list) -> None
     assert [(row["dataset"], row["n"], row["coverage"]) for row in report["results"]] == [(name, 2, 1.0) for name in "abc"]
     assert [tries(asked, name) for name in "abc"] == [1, 1, 1] and len(stubs) == 3
     assert [job["dataset"] for job in report["jobs"]] == ["a", "b", "c"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", "tiny", "report.json", "report.md", "results.csv"}
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {".lock", "tiny", "report.json", "report.md", "report.html", "results.csv"}
 
 
 @pytest.mark.parametrize(("dataset", "code"), [("dies", 9), ("crashes", 1)])

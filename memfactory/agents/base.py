@@ -12,7 +12,7 @@ import queue
 import threading
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -54,6 +54,10 @@ class Request:
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
+    written: Trajectory | None = None
+    """What the attempt wrote earlier (`in_stages`): it is only asked, and this record goes on. For one use."""
+    keep: Callable[[Trajectory], Any] | None = None
+    """Given the record once the memory is written, before the questions, which wait for it; called outside the event loop."""
 
 
 class BaseAgent(Usable):
@@ -71,6 +75,8 @@ class BaseAgent(Usable):
     """The stages this agent's turns can have, those of its slots' modules included: what `roles` may name."""
     question_aware = False
     """True if writing needs the question: the memory is then written once for each question."""
+    read_only: tuple[str, ...] = ()
+    """Slots, options and stages that only `read` uses: with others of them the same memory would be written."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -133,19 +139,27 @@ class BaseAgent(Usable):
     async def run(self, view: View, model: Session) -> None:
         """Fold `write` over the events, then `read` each question, into the session's trajectory."""
         trajectory = model.trajectory
+        if not self.question_aware:
+            await self._write_stage(view, model)
+            await self._read_stage(view, model)
+            return
         events = self._within_limit(list(self.events(view)), model)
-        if self.question_aware:
-            for number, question in enumerate(view.questions):
-                model.question = number
-                trajectory.memory = await self._write_all(view, model, events, question)
-                trajectory.answers.append(await self.read(model, trajectory.memory, question))
-        else:
-            trajectory.memory = await self._write_all(view, model, events, None)
-            branches = [model.branch(number) for number in range(len(view.questions))]
-            reads = [self.read(branch, trajectory.memory, question) for branch, question in zip(branches, view.questions, strict=True)]
-            trajectory.answers.extend(await _all(reads))
-            for branch in branches:
-                model.join(branch)
+        for number, question in enumerate(view.questions):
+            model.question = number
+            trajectory.memory = await self._write_all(view, model, events, question)
+            trajectory.answers.append(await self.read(model, trajectory.memory, question))
+
+    async def _write_stage(self, view: View, model: Session) -> None:
+        events = self._within_limit(list(self.events(view)), model)
+        model.trajectory.memory = await self._write_all(view, model, events, None)
+
+    async def _read_stage(self, view: View, model: Session) -> None:
+        trajectory = model.trajectory
+        branches = [model.branch(number) for number in range(len(view.questions))]
+        reads = [self.read(branch, trajectory.memory, question) for branch, question in zip(branches, view.questions, strict=True)]
+        trajectory.answers.extend(await _all(reads))
+        for branch in branches:
+            model.join(branch)
 
     async def _write_all(self, view: View, model: Session, events: list[Any], question: str | None) -> Any:
         memory = self.initial(view) if view.memory is None else view.memory
@@ -164,6 +178,11 @@ class BaseAgent(Usable):
         model.count("dropped_events", len(events) - limit)
         first = (limit + 1) // 2
         return events[:first] + events[len(events) - (limit - first) :]
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether all is written before anything is asked, so that what was written can be kept and asked another time."""
+        return not self.question_aware and type(self).run is BaseAgent.run
 
     # What the factory makes of it
 
@@ -214,8 +233,9 @@ class BaseAgent(Usable):
             request = requests[at]
             stream = (seed, 0, stream_key(request.view.example_id), request.attempt)
             async with gate:
-                session = models.session(sampling=Sampling(0, request.temperature, request.top_p), stream=stream, training=False)
-                finished.put((at, await self._attempt(request.view, session)))
+                sampling = Sampling(0, request.temperature, request.top_p)
+                session = models.session(sampling=sampling, stream=stream, training=False, trajectory=request.written)
+                finished.put((at, await self._attempt(request.view, session, request)))
 
         over = threading.Event()
 
@@ -267,12 +287,23 @@ class BaseAgent(Usable):
 
         return run_on_loop(every())
 
-    async def _attempt(self, view: View, session: Session) -> Trajectory:
+    async def _attempt(self, view: View, session: Session, request: Request | None = None) -> Trajectory:
         try:
-            await self.run(view, session)
+            if request is None or not self.in_stages:
+                await self.run(view, session)
+            else:
+                await self._staged(request, session)
         except InfrastructureError as error:
             session.trajectory.error = f"{type(error).__name__}: {error}"
         return session.trajectory
+
+    async def _staged(self, request: Request, session: Session) -> None:
+        """`run`, which lays the written memory by and takes it up where an earlier attempt left it."""
+        if request.written is None:
+            await self._write_stage(request.view, session)
+            if request.keep is not None:
+                await asyncio.to_thread(request.keep, session.trajectory)
+        await self._read_stage(request.view, session)
 
     # Help for authors
 

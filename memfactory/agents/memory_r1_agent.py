@@ -53,6 +53,7 @@ class MemoryR1Agent(BaseAgent):
     }  # fmt: skip
     """finder: the memories near new facts; retriever: those for an answer."""
     stages = ("extraction", "update", "answer")
+    read_only = ("retriever", "answerer", "answer_from", "answer")
     extractor: BaseModule
     finder: BaseModule
     updater: BaseModule

@@ -44,7 +44,9 @@ class Line(Session):
 
 
 def shows(model: Session, items: Sequence[MemoryItem]) -> None:
-    """Said by an agent's `read`: these memories are before the model. Only an application listens."""
+    """Said by an agent's `read`: these memories are before the model. Applications listen, and reports tell people."""
+    if model.question is not None:
+        model.trajectory.given[model.question] = tuple(items)
     if isinstance(model, Line):
         model.shown[:] = items
 

@@ -61,6 +61,8 @@ class Turn:
     """Prompt and completion tokens as a server counted them, where there are no ids; None if nobody counted."""
     question: int | None = None
     """The number of the question it worked for; None: for all of them, as what writes the memory does."""
+    seconds: float = field(default=0.0, compare=False)
+    """From asking to having the reply, waiting for others in the pool included; no part of what was sampled."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class Trajectory:
     """The same for what was done for one question alone, by its number; `report` counts it too."""
     steps: list[tuple[str, Any]] = field(default_factory=list)
     """(event, memory after it), for people to read."""
+    given: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    """By a question's number the memories before the model when it answered, where the agent says so; for people to read."""
     error: str | None = None
     """An infrastructure failure, or None. A trajectory with an error is left out, not scored."""
 

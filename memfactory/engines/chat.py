@@ -6,6 +6,7 @@ role, stamps `trainable`, gives each call its random stream and records every tu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -131,8 +132,10 @@ class Session:
             raise ConfigError(f"The stage {stage} is answered by {role!r}, but no such model was made. Here: {here}.")
         sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at))
         turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
+        asked = time.perf_counter()
         turn = await self.models.chats[role].chat(messages, stage, sampling)
-        turn = replace(turn, trainable=role == "policy" and self.training, question=self.question)
+        seconds = time.perf_counter() - asked
+        turn = replace(turn, trainable=role == "policy" and self.training, question=self.question, seconds=seconds)
         turns[at] = turn
         if all(later.stage != stage for later in turns[at + 1 :]):  # the last one asked, not the last one answered
             self.trajectory.outputs[stage] = turn.text
@@ -153,6 +156,7 @@ class Session:
         if branch.question is not None:
             mine.question_reports[branch.question] = other.report
         mine.steps += other.steps
+        mine.given |= other.given
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to the trajectory's report."""

@@ -19,6 +19,7 @@ from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
 from memfactory.engines.load import how_to_get
 from memfactory.evaluation.jobs import ENGINES, Job
+from memfactory.evaluation.replay import origin_of
 
 PUBLISHED_MODELS = {
     "Qwen3-1.7B": ("models/Qwen3-1.7B", how_to_get("models/Qwen3-1.7B")),
@@ -27,6 +28,8 @@ PUBLISHED_MODELS = {
     "MemoryAgent4B": ("output/MemoryAgent4B/last", "bash examples/RunMemoryAgent4B.sh"),
 }
 """{name: (where it lies, how to get it)}: what a bare evaluation looks for."""
+
+EXPORTS = ("", "lm-eval")
 
 PUBLISHED_SETS = {name: (f"datas/{name}.json", f"memfactory data fetch {name}") for name in ("eval_50", "eval_100", "eval_fwe_16384")}
 PUBLISHED_OPTIONS = {"chunk_size": 2500, "max_generate_length": 2048}
@@ -60,11 +63,13 @@ class EvalConfig:
     env_options: str = option("{}", 'Options of the env, as JSON, such as {"reward": "llm_judge"}.')
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
+    memories: str = option("", "Answer from the memories that another evaluation wrote: its folder, or a model's or data set's in it.")
     k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.")
     limit: int = option(0, "Only the first examples of each set; of a task so many questions, every type's fair part. 0: all.")
     temperature: float = option(1.0, "Of the sampled attempts.")
     top_p: float = option(1.0, "Nucleus of the sampled attempts.")
     seed: int = option(0, "Of every random stream.")
+    shown: int = option(8, "Of so many first examples of each set the greedy attempt is kept step by step: the report's sample pages.")
     engine: str = option(
         "hf", "hf or vllm (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is)."
     )
@@ -72,6 +77,7 @@ class EvalConfig:
     api_timeout: float = option(120.0, "Seconds that one try at a server may take.")
     api_concurrency: int = option(64, "Requests to a server at a time.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
+    export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in OUTPUT_DIR/lm_eval.")
     gpus: str = option("auto", "GPUs, such as 0,1, a worker on each; none: CPU processes.")
     workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.")
     threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.")
@@ -81,13 +87,22 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
-        if min(self.k, self.limit, self.workers, self.threads, self.session_words) < 0:
-            raise ConfigError("--k, --limit, --workers, --threads and --session_words must not be negative.")
+        if self.export not in EXPORTS:
+            raise unknown_name("--export", self.export, [name for name in EXPORTS if name])
+        if min(self.k, self.limit, self.shown, self.workers, self.threads, self.session_words) < 0:
+            raise ConfigError("--k, --limit, --shown, --workers, --threads and --session_words must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
         for name, unset in _OF_TASKS.items():
             if not self.tasks and getattr(self, name) != unset:
                 raise ConfigError(f"--{name} is for --tasks; what --datasets asks is an option of its env (--env_options).")
+
+
+@dataclass
+class ReportConfig:
+    """Options of `memfactory report`."""
+
+    export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in FOLDER/lm_eval.")
 
 
 def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
@@ -102,7 +117,8 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
     if not config.models:
         options = PUBLISHED_OPTIONS | options  # one way of reading for all of them, whatever they were trained with
     shared = {
-        name: getattr(config, name) for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "plugins")
+        name: getattr(config, name)
+        for name in ("agent", "reference", "tokenizer", "k", "limit", "temperature", "top_p", "seed", "shown", "plugins")
     }
     engine_options = mapping_of("engine_options", config.engine_options)
     jobs = [
@@ -111,7 +127,7 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
             env=held.env, env_options=held.env_options, roles=mapping_of("roles", config.roles),
             engine=(engine := "api" if model.startswith(PREFIX) else config.engine),
             engine_options=engine_options if engine == config.engine else {}, slots=config.engine_slots, timeout=config.api_timeout,
-            concurrency=config.api_concurrency, **shared,
+            concurrency=config.api_concurrency, memories=origin_of(config.memories, name, held.name), **shared,
         )
         for name, model in models.items()
         for held in sets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -40,6 +41,7 @@ _DECIDES = (
     "envs",
     "agents",
     "evaluation/harness.py",
+    "evaluation/memories.py",
     "evaluation/tasks",
 )
 """Parts of the package whose code decides an attempt; what only reports on attempts may change."""
@@ -82,3 +84,26 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
         "code": code_hash(),
         "own_code": _own_code(agent, env, *modules),
     }
+
+
+def write_fingerprint(agent: BaseAgent, whole: Mapping[str, Any]) -> str:
+    """16 hex digits over what decides the written memories, of the `whole` fingerprint: all but what only answering uses.
+
+    An agent says which of its slots, options and stages those are (`read_only`); with none, everything decides. What each example tells is
+    looked at apart, so the env is no part of it.
+    """
+    of_slots = {slot: set(getattr(agent, slot).stages) for slot in agent.slots}
+    writing = set[str]().union(*(stages for slot, stages in of_slots.items() if slot not in agent.read_only))
+    only_read = set(agent.read_only).union(*(stages for slot, stages in of_slots.items() if slot in agent.read_only)) - writing
+    decoding, model = dict(whole["decoding"]), whole["model"]
+    roles, reference = decoding.pop("roles", {}), decoding.pop("reference", None)
+    known = {"policy": model, "policy_nograd": model, "reference": reference}
+    role_of = {stage: roles.get(stage, "policy") for stage in agent.stages if stage not in only_read}
+    parts = {
+        "data": whole["data"],
+        "agent": {name: value for name, value in whole["agent"].items() if name not in agent.read_only},
+        "writers": {stage: known.get(role, role) for stage, role in role_of.items()},
+        "decoding": decoding,
+        **{name: whole[name] for name in ("prompts", "code", "own_code")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

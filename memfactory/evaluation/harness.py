@@ -23,9 +23,11 @@ from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
+from memfactory.evaluation.memories import Memories
+from memfactory.evaluation.record import cost_of, event_text, given_texts, tokens
 from memfactory.evaluation.statistics import Mean, clustered_mean
 
-SHOWN = 3
+SHOWN = 8
 """Of this many first examples the ledger keeps the greedy attempt's steps, for people to read."""
 
 
@@ -117,11 +119,15 @@ def evaluate(
     seed: int = 0,
     ledger: Ledger | None = None,
     in_flight: int = 512,
+    shown: int = SHOWN,
     on_progress: Callable[[int], Any] | None = None,
+    memories: Memories | None = None,
 ) -> Scores:
     """One greedy attempt and k sampled ones (avg@k) at each of the first `limit` examples (0: all).
 
-    `on_progress` is told how many attempts were finished, those found in the ledger first. k = 0 is greedy only.
+    Of the first `shown` examples the greedy attempt is kept step by step. `on_progress` is told how many attempts were finished,
+    those found in the ledger first. k = 0 is greedy only. `memories` keeps what attempts write before they are asked, and gives it to
+    those that wrote already.
     """
     number = min(limit or len(env), len(env))
     examples = [env[at] for at in range(number)]
@@ -137,9 +143,15 @@ def evaluate(
         Request(views[e["example_id"]], attempt) if kind == GREEDY else Request(views[e["example_id"]], attempt, temperature, top_p)
         for e, kind, attempt in missing
     ]
-    shown = {example["example_id"] for example in examples[:SHOWN]}
+    told = {example["example_id"] for example in examples[:shown]}
+    if memories:
+        requests = [
+            memories.request((e["example_id"], kind, attempt), request, shown=kind == GREEDY and e["example_id"] in told)
+            for (e, kind, attempt), request in zip(missing, requests, strict=True)
+        ]
     for ended in agent.attempts(requests, models, seed=seed, in_flight=in_flight):
-        attempts = _scored(env, [(missing[at], trajectory) for at, trajectory in ended], shown)
+        attempts = _scored(env, [(missing[at], trajectory) for at, trajectory in ended], told, agent.question_aware)
+        attempts = memories.entered(attempts) if memories else attempts
         ledger.append(attempts)
         if on_progress:
             on_progress(len(attempts))
@@ -174,8 +186,8 @@ def headline(rewards: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(paid.values())).mean(0)
 
 
-def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajectory]], shown: set[str]) -> list[Attempt]:
-    """Lines of the ledger for attempts that ended, each an example with one attempt to the env."""
+def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajectory]], shown: set[str], aware: bool) -> list[Attempt]:
+    """Lines of the ledger for attempts that ended, each an example with one attempt to the env; `aware`: the question is read with."""
     trajectories = [trajectory for _, trajectory in ended]
     groups = [RolloutGroup([trajectory], example["example_id"]) for (example, _, _), trajectory in ended]
     batch = env.collate_fn([example for (example, _, _), _ in ended])
@@ -188,6 +200,7 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
     lines = []
     for at, ((example, kind, number), trajectory) in enumerate(ended):
         lost = math.isnan(values[at])
+        told = kind == GREEDY and example["example_id"] in shown
         cut = any(count for what, count in trajectory.report.items() if what.startswith("truncated_"))
         lines.append(
             Attempt(
@@ -201,10 +214,12 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
                 memory=trajectory.memory if isinstance(trajectory.memory, (str, type(None))) else str(trajectory.memory),
                 report=dict(trajectory.report),
                 error=trajectory.error or ("The env could not score this attempt." if lost else None),
-                steps=[[str(e), str(m)] for e, m in trajectory.steps] if kind == GREEDY and example["example_id"] in shown else [],
+                steps=[[event_text(e), str(m)] for e, m in trajectory.steps] if told else [],
+                given=given_texts(trajectory) if told else [],
+                cost=cost_of(trajectory.turns, aware),
                 turns=len(trajectory.turns),
-                prompt_tokens=sum(t.usage[0] if t.usage else len(t.prompt_ids) for t in trajectory.turns),
-                completion_tokens=sum(t.usage[1] if t.usage else len(t.response_ids) for t in trajectory.turns),
+                prompt_tokens=sum(tokens(turn)[0] for turn in trajectory.turns),
+                completion_tokens=sum(tokens(turn)[1] for turn in trajectory.turns),
                 finished=round(time.time(), 3),
             )
         )  # fmt: skip

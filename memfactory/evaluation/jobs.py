@@ -1,11 +1,13 @@
 """One job: one model on one data set, from names to a finished ledger. What a worker process does, and the quick start too.
 
-A job's folder holds `job.json` (what was asked), `fingerprint.json`, `attempts.jsonl` and `examples.txt`. Knows no other job.
+A job's folder holds `job.json` (what was asked), `fingerprint.json`, `memories.jsonl`, `attempts.jsonl`, `examples.json` (the questions
+with gold; of a task also `questions.json`) and, of the first examples, `examples.txt` for people. Knows no other job.
 """
 
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -13,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import read_json, write_json, write_text
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
+from memfactory.common.version import __version__
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import Models
 from memfactory.engines.load import load_tokenizer, model_hash
@@ -27,9 +31,11 @@ from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
+from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
+from memfactory.evaluation.replay import Replay
 from memfactory.evaluation.tasks import env as _env  # noqa: F401 - registers the tasks and their env
-from memfactory.evaluation.transcript import transcript
+from memfactory.evaluation.transcript import questions_of, transcript
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +78,10 @@ class Job:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    memories: str = ""
+    """Folder of the job whose memories are answered from; empty: they are written."""
+    shown: int = SHOWN
+    """Of so many first examples the greedy attempt is kept step by step."""
     device: str = "auto"
     threads: int = 0
     slots: int = 192
@@ -105,23 +115,44 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     if job.engine == "vllm":  # numbers of another type, or shorter prompts, are other answers
         decoding["engine_options"] = job.engine_options
     name = str(APIChat(job.model)) if job.engine == "api" else model_hash(job.model)
-    with Ledger(folder, fingerprint(agent, env, model=name, decoding=decoding)) as ledger:
+    decides = fingerprint(agent, env, model=name, decoding=decoding)
+    replay = Replay(Path(job.memories), folder, agent, decides) if job.memories else None
+    with (
+        Ledger(folder, decides | (replay.about if replay else {})) as ledger,
+        replay or Memories(folder, agent, decides) as memories,
+    ):
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
-        write_json(folder / "job.json", asdict(job) | {"examples": examples})
+        write_json(folder / "job.json", asdict(job) | {"examples": examples, "versions": versions()})
         write_questions(folder, env.questions(), examples)
+        write_json(folder / "examples.json", {name: _about(env, env[at], at < job.shown) for at, name in enumerate(examples)})
         models = Models({}) if ledger.done().issuperset(planned(examples, job.k)) else models_of(job, agent, device)
         with closing(models):
             scores = evaluate(
                 agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p,
-                seed=job.seed, ledger=ledger, on_progress=on_progress,
+                seed=job.seed, ledger=ledger, shown=job.shown, on_progress=on_progress, memories=memories,
             )  # fmt: skip
     for chat in models.chats.values():
         if isinstance(chat, APIChat):
             log.info("%s: %s", chat, ", ".join(f"{count} {what}" for what, count in sorted(chat.stats.items())) or "not asked")
-    shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[:SHOWN])]
+    shown = [(env[at], scores.attempts[example, GREEDY, 0]) for at, example in enumerate(examples[: job.shown])]
     texts = [transcript(example, attempt, attempt.score) for example, attempt in shown]
     write_text(folder / "examples.txt", f"\n\n{'=' * 60}\n\n".join(texts) + "\n")
     return load_scores(folder)
+
+
+def _about(env: BaseEnv, example: dict[str, Any], shown: bool) -> dict[str, Any]:
+    """What an example asks, with gold; of one that is shown also the memory it starts from, if any."""
+    memory = env.observe(example).memory if shown else None
+    asked = [{"question": question, "answers": golds} for question, golds in questions_of(example)]
+    return {"questions": asked} | ({} if memory is None else {"start": str(memory)})
+
+
+def versions() -> dict[str, str]:
+    """Of what makes attempts: {name: version}."""
+    return {
+        "memfactory": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def agent_of(job: Job) -> tuple[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from memfactory.common.flags import option
 from memfactory.common.registry import import_plugins
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.evaluation.calibration import known_answers
+from memfactory.evaluation.html import REPORT, write_html
 from memfactory.evaluation.judge_questions import Evaluated, evaluated, folders_of
 from memfactory.evaluation.judged import Row, judged_markdown, judged_notes, judged_rows, judged_table
 from memfactory.evaluation.judgments import Judgments, Line, Place, case_hash, line_of, read_judgments
@@ -72,7 +73,7 @@ class _Asked:
 
 
 def judge_all(root: Path, config: JudgeConfig, console: Console) -> int:
-    """The command: judge every data set under `root`, print the table, write `judged.json` and `judged.md` there."""
+    """The command: judge every data set under `root`, print the table, write `judged.json` and `judged.md`, redraw `report.html`."""
     import_plugins(config.plugins)
     folders = folders_of(root)
     chat = APIChat(config.judge, timeout=config.timeout, max_retries=config.retries, concurrency=config.concurrency)
@@ -93,6 +94,8 @@ def judge_all(root: Path, config: JudgeConfig, console: Console) -> int:
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
     write_json(root / "judged.json", {"judge": judge.identity(), "rows": rows})
     write_text(root / "judged.md", judged_markdown(rows))
+    if (root / REPORT).is_file():
+        write_html(root)
     return 0
 
 

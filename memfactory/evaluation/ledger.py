@@ -50,11 +50,17 @@ class Attempt:
     error: str | None = None
     steps: list[list[str]] = field(default_factory=list)
     """[event, memory after it], of the few attempts that are shown to people."""
+    given: list[list[str]] = field(default_factory=list)
+    """Of each answer the memories it was made from, where the agent says so; of the same few attempts."""
+    cost: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """{writing or answering: {stage: [calls, prompt tokens, completion tokens, seconds from asking to having the reply]}}."""
     turns: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finished: float = 0.0
     """Unix time in seconds."""
+    replayed: str = ""
+    """SHA-256 of the memory that it was answered from, if another evaluation wrote that."""
 
     @property
     def key(self) -> Key:

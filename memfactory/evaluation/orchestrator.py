@@ -5,7 +5,7 @@ A process that dies is started once more and then reported; its ledger keeps wha
 
 output_dir/
   MODEL/DATASET/   job.json fingerprint.json attempts.jsonl examples.txt worker.log
-  report.json report.md results.csv
+  report.json report.md report.html results.csv
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,13 +28,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from memfactory.agents.build import answered_by_others
-from memfactory.common.errors import ConfigError
-from memfactory.common.files import write_json
+from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.files import read_json, write_json
 from memfactory.evaluation.by_type import all_type_rows, task_notes, type_markdown, type_table
 from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
+from memfactory.evaluation.costs import cost_rows
 from memfactory.evaluation.harness import Scores
+from memfactory.evaluation.html import write_html
 from memfactory.evaluation.jobs import Job, load_scores
+from memfactory.evaluation.lm_eval import write_lm_eval
+from memfactory.evaluation.replay import replay_notes
 from memfactory.evaluation.report import summary, table, write_results
 
 log = logging.getLogger(__name__)
@@ -69,10 +73,10 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
     places = _places(config, jobs)
     with _alone(Path(config.output_dir)):
         failed, refused = _run(jobs, places, config.threads or _threads(places), console)
-        return _report(config, jobs, failed, refused, console)
+        return report_jobs(config, jobs, failed, refused, console)
 
 
-def _report(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], refused: set[str], console: Console) -> int:
+def report_jobs(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], refused: set[str], console: Console) -> int:
     """Tables and files of what the ledgers hold now; returns the exit code."""
     # What was refused may lie beside attempts made under other conditions: they are not this evaluation's.
     done = [job for job in jobs if job.folder not in refused and (Path(job.folder) / "job.json").is_file()]
@@ -85,22 +89,44 @@ def _report(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], ref
         if (found := scores[job.model_name][job.dataset]).lost
     ]
     told = dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found))
+    told |= dict.fromkeys(replay_notes([Path(job.folder) for job in done]))
     notes = [*told, *_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
     if scores or failed:
         results, paired = summary(scores)
         types = all_type_rows(scores)
-        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs], "by_type": types}
+        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs], "by_type": types, "cost": cost_rows(scores)}
         drawn = f"{config.k} sampled attempts a question at temperature {config.temperature:g}, top-p {config.top_p:g}."
         sections = [f"## By type of question\n\n{type_markdown(types)}"] if types else []
         write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", drawn, *notes]), sections)
+        page = write_html(Path(config.output_dir))
+        exported = write_lm_eval(Path(config.output_dir)) if config.export else []
         if results:
             console.print(table(results, paired))
         if types:
             console.print(type_table(types))
-        console.print(f"Look at {config.output_dir}/: report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
+        console.print(f"Look at {page}; beside it report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
+        for path in exported:
+            console.print(f"In lm-evaluation-harness's shape: {path}", soft_wrap=True)
     for note in notes:
         console.print(escape(note), style="bold red" if note.startswith("Failed") else "yellow", highlight=False, soft_wrap=True)
     return 1 if failed or lost else 0
+
+
+def report_folder(folder: Path, export: str, console: Console) -> int:
+    """`memfactory report`: the report of an evaluation's folder made again from its ledgers; nothing is run."""
+    places = sorted(folder.glob("*/*/job.json"))
+    if not places:
+        raise MissingFileError(f"{folder} holds no evaluation. `memfactory eval --output_dir {folder}` makes one.")
+    before = read_json(folder / "report.json") if (folder / "report.json").is_file() else {}
+    order = [(job["model_name"], job["dataset"]) for job in before.get("jobs", [])]
+    known = {field.name for field in fields(Job)}
+    jobs = [Job(**{**{k: v for k, v in read_json(path).items() if k in known}, "folder": str(path.parent)}) for path in places]
+    jobs.sort(key=lambda job: order.index((job.model_name, job.dataset)) if (job.model_name, job.dataset) in order else len(order))
+    config = EvalConfig(output_dir=str(folder), k=jobs[0].k, temperature=jobs[0].temperature, top_p=jobs[0].top_p, export=export)
+    still = {job.folder for job in jobs if load_scores(Path(job.folder)).lost}
+    failed = {place: reason for place, reason in before.get("failed", {}).items() if place in still or not Path(place).is_dir()}
+    with _alone(folder):
+        return report_jobs(config, jobs, failed, set(), console)
 
 
 def _unlike(jobs: Sequence[Job]) -> list[str]:

@@ -26,12 +26,16 @@ class Told(Protocol):
         """An infrastructure failure, or None."""
 
 
+def questions_of(example: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(question, its accepted answers) of an example of any env; without gold the answers are []."""
+    asked, golds = example.get("question", example.get("query", "")), example.get("answers", [])
+    pairs = zip(asked, golds, strict=False) if isinstance(asked, list) else [(asked, golds)]
+    return [(str(question), [gold] if isinstance(gold, str) else list(map(str, gold))) for question, gold in pairs]
+
+
 def transcript(example: dict[str, Any], attempt: Told, reward: float | None) -> str:
     """One whole attempt; what is shown of the example is its question and its gold answers, if it has them."""
-    asked, golds = example.get("question", example.get("query", "")), example.get("answers", [])
-    several = isinstance(asked, list)
-    pairs = zip(asked, golds, strict=False) if several else [(asked, golds)]
-    lines = [line for question, gold in pairs for line in (f"Question: {question}", f"Gold: {' | '.join(map(str, gold))}")] + [""]
+    lines = [line for asked, gold in questions_of(example) for line in (f"Question: {asked}", f"Gold: {' | '.join(gold)}")] + [""]
     for number, (event, memory) in enumerate(attempt.steps, 1):
         lines += [f"[{number}] reads:  {event}", f"    memory: {memory}"]
     lines += ["", f"Answer: {' | '.join(attempt.answers)}", "Reward: none" if reward is None else f"Reward: {reward:g}"]
