@@ -399,7 +399,7 @@ def test_an_evaluation_killed_twice_reports_what_an_undisturbed_one_does(tmp_pat
     write_json(tmp_path / "first.json", rows[:12])
     write_json(tmp_path / "second.json", rows[12:20])
     command = [sys.executable, "-c", KILLED_WHOLE, str(MODEL), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.splitlines()[-2:] == ["resumed 0", "whole 0"], result.stdout
     killed, whole = without_times(tmp_path / "killed"), without_times(tmp_path / "whole")
@@ -458,7 +458,7 @@ assert finished(start(work / "killed")) == 0
 def test_jobs_killed_at_twenty_random_moments_hold_what_an_undisturbed_one_holds(tmp_path: Path) -> None:
     write_json(tmp_path / "facts.json", read_json(DATA / "eval.json")[:60])
     command = [sys.executable, "-c", KILLED_JOBS, str(MODEL), str(tmp_path / "facts.json"), str(tmp_path), "20"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr[-3000:]
     counts = [int(line) for line in result.stdout.splitlines()]
     assert len(counts) == 20 and len(set(counts)) > 8, "the kills came at different moments"
