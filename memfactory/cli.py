@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 USAGE = """memfactory: train agents that manage their own memory
 
-  memfactory train [CONFIG.yaml] [--flag value ...]       --help lists the flags
-  memfactory eval --models M ... --datasets D ...         models x data sets, resumable, with intervals
-  memfactory eval --models M ... --tasks TASK=FILE ...    models x benchmarks, each with its own scorers
-  memfactory report FOLDER [--export lm-eval]             an evaluation's report made again, without running anything
-  memfactory compare A B                                  two evaluated models, paired by question
-  memfactory judge FOLDER --judge api:MODEL               an LLM judges what was evaluated, and is itself measured
-  memfactory chat CHECKPOINT [--store S] [--user U]       a conversation that is remembered
-  memfactory data build | fetch NAME ...                  make data sets, or fetch the published ones
-  memfactory list [--import my_parts.py ...]              what is registered
+  memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
+  memfactory eval --models M ... --datasets D ...      models x data sets
+  memfactory eval --models M ... --tasks TASK=FILE ... models x benchmarks
+  memfactory report FOLDER [--export lm-eval]          the report made again
+  memfactory compare A B                               two models, paired
+  memfactory judge FOLDER --judge api:MODEL            an LLM judges, measured
+  memfactory chat CHECKPOINT [--store S] [--user U]    it remembers
+  memfactory data build | fetch NAME ...               data sets
+  memfactory list [--import my_parts.py ...]           what is registered
 
-train, eval, judge, chat, data build and list take --import FILE.py (or a module) to make your own parts known."""
+train, eval, judge, chat, data build and list take --import FILE.py
+(or a module) to make your own parts known."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
