@@ -30,9 +30,13 @@ def main() -> None:
             f"{folder} holds no evaluation. `python evaluation/evaluate_orchestrator.py --output_dir {folder}` makes one."
         )
     scores: dict[str, dict[str, Scores]] = {}
+    anchors: dict[str, tuple[str, str]] = {}
     for job in jobs:
-        scores.setdefault(read_json(job)["model_name"], {})[read_json(job)["dataset"]] = load_scores(job.parent)
-    results, _ = summary(scores)
+        about = read_json(job)
+        scores.setdefault(about["model_name"], {})[about["dataset"]] = load_scores(job.parent)
+        if about.get("anchor"):
+            anchors[about["model_name"]] = (about["anchor_of"], about["anchor"])
+    results, _ = summary(scores, anchors)
     text = markdown_table(published_table(results), right=range(1, 99))
     k = ", ".join(sorted({str(row["k"]) for row in results}))
     unfinished = [row for row in results if row["coverage"] < 1]

@@ -3,6 +3,7 @@
 Importing this package registers the project's own agents (and, through them, modules).
 """
 
+from memfactory.agents import anchors as anchors
 from memfactory.agents import memory_agent as memory_agent
 from memfactory.agents import memory_r1_agent as memory_r1_agent
 from memfactory.agents import rmm_agent as rmm_agent

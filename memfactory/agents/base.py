@@ -26,6 +26,7 @@ from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import Models, Session
+from memfactory.memory.items import MemoryItem
 
 T = TypeVar("T")
 
@@ -130,6 +131,13 @@ class BaseAgent(Usable):
     @abstractmethod
     async def read(self, model: Session, memory: Any, question: str) -> str:
         """The answer to a question from the memory alone."""
+
+    async def read_items(self, model: Session, items: Sequence[MemoryItem], question: str) -> str:
+        """The answer from memories that were chosen already: what anchors hand to this agent's reader (`anchors.py`)."""
+        raise ConfigError(
+            f"{type(self).__name__} has no `read_items(model, items, question)`, its answer from chosen memories: no anchor can stand "
+            "beside it. Write that coroutine, or leave --anchors out."
+        )
 
     @property
     def max_training_events(self) -> int | None:

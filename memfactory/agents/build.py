@@ -72,6 +72,18 @@ def trained_as(model: str) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def context_window(model: str) -> int | None:
+    """Tokens that a model's config.json says it can take, prompt and answer; None if nothing says so (a model behind an API)."""
+    path = Path(model).expanduser() / "config.json"
+    if not path.is_file() and not model.startswith(PREFIX) and not looks_local(model):
+        try:
+            path = Path(hf_hub_download(model, "config.json"))
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+            return None  # said when it is loaded
+    about = read_json(path) if path.is_file() else {}
+    return about.get("max_position_embeddings") or about.get("text_config", {}).get("max_position_embeddings")
+
+
 def answered_by_others(model: str) -> dict[str, str]:
     """{stage: role} of the stages that the checkpoint was not trained to answer itself."""
     return {stage: role for stage, role in trained_as(model).get("roles", {}).items() if role not in ("policy", "policy_nograd")}
@@ -157,4 +169,4 @@ def _longest(agent: BaseAgent) -> int:
     """Tokens that a turn may hold, prompt and response, as far as the agent's options say."""
     options = agent.options
     chunk, response = getattr(options, "chunk_size", None) or 4096, getattr(options, "max_generate_length", None) or 1024
-    return chunk + 2 * response + 1024
+    return max(chunk + 2 * response, getattr(options, "max_prompt_length", None) or 0) + 1024

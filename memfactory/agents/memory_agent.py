@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
+from memfactory.agents.word_for_word import as_text
 from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import View
 from memfactory.engines.chat import Session
+from memfactory.memory.items import MemoryItem
 from memfactory.modules.memory_agent import RecurrentMemoryModule
 
 
@@ -40,3 +42,7 @@ class MemoryAgent(BaseAgent):
 
     async def read(self, model: Session, memory: Any, question: str) -> str:
         return await self.module.rollout(model, question, memory)
+
+    async def read_items(self, model: Session, items: Sequence[MemoryItem], question: str) -> str:
+        """The items' text stands in the memory's place."""
+        return await self.module.rollout(model, question, as_text(items) or self.module.initial)

@@ -17,6 +17,7 @@ from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import View
 from memfactory.engines.chat import Session
 from memfactory.memory.bank import MemoryBank
+from memfactory.memory.items import MemoryItem
 from memfactory.modules.base import BaseModule
 
 
@@ -81,4 +82,7 @@ class MemoryR1Agent(BaseAgent):
     async def read(self, model: Session, memory: Any, question: str) -> str:
         items = await self.retriever.rollout(model, memory.items(), [question], self.options.answer_from)
         shows(model, items)
+        return await self.read_items(model, items, question)
+
+    async def read_items(self, model: Session, items: Sequence[MemoryItem], question: str) -> str:
         return await self.answerer.rollout(model, items, question)

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from memfactory.agents.told import Answer, Change, Said, named, turns_of
 from memfactory.common.errors import ConfigError, DataError
 from memfactory.common.parsing import final_answer
-from memfactory.common.types import Sampling, Trajectory, View
+from memfactory.common.types import Retrieved, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import Models, Session
@@ -44,11 +44,22 @@ class Line(Session):
 
 
 def shows(model: Session, items: Sequence[MemoryItem]) -> None:
-    """Said by an agent's `read`: these memories are before the model. Applications listen, and reports tell people."""
+    """Said by an agent's `read`: these memories are before the model. Applications listen, reports tell people, sources are kept."""
     if model.question is not None:
         model.trajectory.given[model.question] = tuple(items)
     if isinstance(model, Line):
         model.shown[:] = items
+    place = {id: at for at, id in enumerate(model.ranking)}
+    ranked = all(item.id in place for item in items)
+    best_first = sorted(items, key=lambda item: place[item.id]) if ranked else items
+    model.trajectory.retrieved[model.question or 0] = Retrieved(ranked, tuple(_source(item) for item in best_first))
+
+
+def _source(item: MemoryItem) -> dict[str, list[str]]:
+    if item.sources:
+        return {"turns": list(item.sources)}
+    dates = [date for date in dict.fromkeys((item.created, item.updated)) if date]
+    return {"dates": dates} if dates else {}
 
 
 @dataclass(slots=True)

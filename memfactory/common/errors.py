@@ -27,6 +27,10 @@ class DataError(UserError):
     """A data file that is not in the expected form; the message names the file, the record and the field."""
 
 
+class NotApplicableError(UserError):
+    """What was asked for has no meaning here, such as evidence of a data set that names none: left out with a note, no failure."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A model, a data file or a checkpoint that is not where it was said to be."""
 

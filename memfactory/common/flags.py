@@ -41,8 +41,11 @@ class FlagParser(HfArgumentParser):
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
 
 
-def gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
-    """The same arguments with the values of a repeated list flag behind its first name: argparse keeps only the last."""
+def gathered(arguments: list[str], names: tuple[str, ...], alone: str | None = None) -> list[str]:
+    """The same arguments with the values of a repeated list flag behind its first name: argparse keeps only the last.
+
+    `alone`: what the flag means without a value, if anything.
+    """
     kept: list[str] = []
     values: list[str] = []
     taking = False
@@ -54,13 +57,16 @@ def gathered(arguments: list[str], names: tuple[str, ...]) -> list[str]:
             kept.append(argument)
         else:
             (values if taking else kept).append(argument)
+    if not values and alone is not None and any(name in arguments for name in names):
+        values = [alone]
     return [*kept, names[0], *values] if values else kept
 
 
 def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage: str = "", positional: int = 0) -> tuple[T, list[str]]:
     """(options, positional words) from `--flag value ...`; an unknown flag names the nearest known one.
 
-    `command`: how the user calls it, for messages. `positional`: the most words that may stand without a flag, before the flags.
+    A class variable ALONE, {list flag: value}, says what such a flag means without a value. `command`: how the user calls it, for
+    messages. `positional`: the most words that may stand without a flag, before the flags.
     """
     words = list(arguments)
     given: list[str] = []
@@ -68,7 +74,8 @@ def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage:
         given.append(words.pop(0))
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         if field.default_factory is not dataclasses.MISSING:
-            words = gathered(words, tuple(f"--{name.lstrip('-')}" for name in (*field.metadata.get("aliases", ()), field.name)))
+            names = tuple(f"--{name.lstrip('-')}" for name in (*field.metadata.get("aliases", ()), field.name))
+            words = gathered(words, names, getattr(options, "ALONE", {}).get(field.name))
     parser = FlagParser(options, prog=command, usage=usage or None, allow_abbrev=False)  # type: ignore[arg-type]
     parsed, extra = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
     if extra:

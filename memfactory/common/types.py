@@ -65,6 +65,19 @@ class Turn:
     """From asking to having the reply, waiting for others in the pool included; no part of what was sampled."""
 
 
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """Where the memories come from that were retrieved for a question.
+
+    Example: Retrieved(True, ({"turns": ["D3:11"]}, {"dates": ["8 May", "9 May"]}))
+    """
+
+    ranked: bool
+    """Whether the best stands first; else they stand in the memory's order."""
+    sources: tuple[dict[str, list[str]], ...]
+    """Of each memory: the ids of the turns it comes from, or the dates of the sessions it was written in; {} if neither is known."""
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One attempt at one example: the turns in the order they were asked, and what came of them."""
@@ -84,6 +97,8 @@ class Trajectory:
     """(event, memory after it), for people to read."""
     given: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     """By a question's number the memories before the model when it answered, where the agent says so; for people to read."""
+    retrieved: dict[int, Retrieved] = field(default_factory=dict)
+    """Where the memories come from that were retrieved for each question, by its number."""
     error: str | None = None
     """An infrastructure failure, or None. A trajectory with an error is left out, not scored."""
 

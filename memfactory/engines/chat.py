@@ -121,6 +121,8 @@ class Session:
     trajectory: Trajectory
     question: int | None = None
     """The number of the question that is being worked for; None: for all."""
+    ranking: tuple[str, ...] = ()
+    """Ids of the memories that were retrieved last, best first; () if what retrieved them gives no order."""
 
     async def chat(self, messages: Messages, *, stage: str, max_tokens: int) -> Turn:
         """Ask the stage's model; the turn is recorded in the order of asking, also when several are asked at once."""
@@ -157,6 +159,7 @@ class Session:
             mine.question_reports[branch.question] = other.report
         mine.steps += other.steps
         mine.given |= other.given
+        mine.retrieved |= other.retrieved
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to the trajectory's report."""

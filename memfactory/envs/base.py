@@ -51,6 +51,13 @@ class BaseEnv(Dataset, ABC):
         """What `questions.json` of an evaluation holds, gold included; nothing, for envs that are reported example by example."""
         return {}
 
+    def evidence(self, example: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+        """Gold: for each question of an example the ids of the turns that answer it; () if the data does not say.
+
+        Only the oracle anchor is shown it, by `evaluation/leak.py`; no view of `observe` may hold it.
+        """
+        return ()
+
     @abstractmethod
     def observe(self, example: dict[str, Any]) -> View:
         """What the agent may see of an example: never gold."""

@@ -9,8 +9,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from memfactory.agents.anchors import KINDS
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local
 from memfactory.common.flags import mapping_of, option
@@ -18,6 +19,7 @@ from memfactory.common.registry import TASK_REGISTRY
 from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
 from memfactory.engines.load import how_to_get
+from memfactory.evaluation.anchors import ALL, kinds_of, with_anchors
 from memfactory.evaluation.jobs import ENGINES, Job
 from memfactory.evaluation.replay import origin_of
 
@@ -43,6 +45,8 @@ _OF_TASKS: dict[str, Any] = {"types": [], "shuffle_seed": 0, "mask": "", "sessio
 class EvalConfig:
     """Options of `memfactory eval`."""
 
+    ALONE: ClassVar[dict[str, str]] = {"anchors": ALL}
+
     models: list[str] = option(
         [], "Models, each PATH or NAME=PATH (a folder, a hub name, or api:MODEL); none: the published ones that lie here."
     )
@@ -54,6 +58,11 @@ class EvalConfig:
     session_words: int = option(0, "Sessions longer than so many words are told in parts; 0: as they are (tasks).")
     instruction: str | None = option(None, "Put behind each question instead of the task's own words, which '' leaves out (tasks).")
     task_options: str = option("{}", "Options of the tasks' own, as JSON.")
+    anchors: list[str] = option(
+        [], f"Rows that need no method, beside each model, with its reader and prompt: {', '.join(KINDS)}; alone: all of them."
+    )
+    anchor_k: int = option(0, "Items that anchors choose; 0: as many as the agent answers from.")
+    anchor_tokens: int = option(0, "Most tokens of an anchor's prompt; 0: what the model's config.json leaves room for.")
     output_dir: str = option("output/evaluation", "Where ledgers and the report go; what is in it already is not made again.")
     agent: str = option("", "Which agent: a key of AGENT_REGISTRY. Default: the checkpoint's own, else memagent.")
     agent_options: str = option("{}", "Options of the agent and its slots, as JSON, over the checkpoint's own.")
@@ -89,8 +98,10 @@ class EvalConfig:
             raise unknown_name("engine", self.engine, ENGINES)
         if self.export not in EXPORTS:
             raise unknown_name("--export", self.export, [name for name in EXPORTS if name])
-        if min(self.k, self.limit, self.shown, self.workers, self.threads, self.session_words) < 0:
-            raise ConfigError("--k, --limit, --shown, --workers, --threads and --session_words must not be negative.")
+        self.anchors = kinds_of(self.anchors)
+        for name in ("k", "limit", "shown", "workers", "threads", "session_words", "anchor_k", "anchor_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} must not be negative.")
         if self.temperature <= 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
         for name, unset in _OF_TASKS.items():
@@ -132,7 +143,8 @@ def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:
         for name, model in models.items()
         for held in sets
     ]  # fmt: skip
-    return jobs, no_models + no_sets
+    of_anchors = {name: value for name, value in (("k", config.anchor_k), ("max_prompt_length", config.anchor_tokens)) if value}
+    return with_anchors(jobs, config.anchors, of_anchors), no_models + no_sets
 
 
 @dataclass(frozen=True, slots=True)

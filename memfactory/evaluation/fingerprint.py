@@ -41,6 +41,7 @@ _DECIDES = (
     "envs",
     "agents",
     "evaluation/harness.py",
+    "evaluation/leak.py",
     "evaluation/memories.py",
     "evaluation/tasks",
 )

@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
+from memfactory.evaluation.leak import view_of
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
 from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.record import cost_of, event_text, given_texts, tokens
@@ -138,7 +139,7 @@ def evaluate(
     missing = [(by_name[key[0]], *key[1:]) for key in asked if key not in done]
     if on_progress and len(asked) > len(missing):
         on_progress(len(asked) - len(missing))
-    views = {e["example_id"]: env.observe(e) for e, _, _ in missing}
+    views = {e["example_id"]: view_of(agent, env, e) for e, _, _ in missing}
     requests = [
         Request(views[e["example_id"]], attempt) if kind == GREEDY else Request(views[e["example_id"]], attempt, temperature, top_p)
         for e, kind, attempt in missing
@@ -213,6 +214,7 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
                 answers=list(trajectory.answers),
                 memory=trajectory.memory if isinstance(trajectory.memory, (str, type(None))) else str(trajectory.memory),
                 report=dict(trajectory.report),
+                retrieved=_retrieved(trajectory),
                 error=trajectory.error or ("The env could not score this attempt." if lost else None),
                 steps=[[event_text(e), str(m)] for e, m in trajectory.steps] if told else [],
                 given=given_texts(trajectory) if told else [],
@@ -224,6 +226,11 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
             )
         )  # fmt: skip
     return lines
+
+
+def _retrieved(trajectory: Trajectory) -> list[dict[str, Any]]:
+    found = trajectory.retrieved
+    return [asdict(found[at]) if at in found else {} for at in range(len(trajectory.answers))] if found else []
 
 
 def _numbers(row: Tensor, number: int) -> list[float | None]:

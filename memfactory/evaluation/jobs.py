@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import transformers
 
+from memfactory.agents.anchors import beside
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, device_of, open_models, options_over, trained_as
+from memfactory.agents.build import build_agent, context_window, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import read_json, write_json, write_text
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
@@ -29,7 +30,7 @@ from memfactory.engines.load import load_tokenizer, model_hash
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
-from memfactory.evaluation.leak import check_no_leak
+from memfactory.evaluation.leak import check_no_leak, refuse_without_evidence
 from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
 from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
@@ -86,6 +87,12 @@ class Job:
     threads: int = 0
     slots: int = 192
     plugins: list[str] = field(default_factory=list)
+    anchor: str = ""
+    """One of `anchors.KINDS`, which stands beside the agent and reads with its reader; empty: the agent itself."""
+    anchor_of: str = ""
+    """What the tables call the model that it is an anchor of."""
+    anchor_options: dict[str, Any] = field(default_factory=dict)
+    """The anchor's own: k, max_prompt_length."""
 
 
 def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores:
@@ -103,6 +110,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
     agent_type, options = agent_of(job)
     agent = build_agent(agent_type, tokenizer, device, options)  # type: ignore[arg-type]
     env: BaseEnv = ENV_REGISTRY.get(job.env)(job.data_path, tokenizer, **job.env_options)
+    refuse_without_evidence(agent, env)
     check_no_leak(agent, env)
     folder = Path(job.folder)
     on_gpu = device.startswith("cuda")
@@ -125,7 +133,8 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
         write_json(folder / "job.json", asdict(job) | {"examples": examples, "versions": versions()})
         write_questions(folder, env.questions(), examples)
         write_json(folder / "examples.json", {name: _about(env, env[at], at < job.shown) for at, name in enumerate(examples)})
-        models = Models({}) if ledger.done().issuperset(planned(examples, job.k)) else models_of(job, agent, device)
+        unasked = job.anchor == "abstain" or ledger.done().issuperset(planned(examples, job.k))
+        models = Models({}) if unasked else models_of(job, agent, device)
         with closing(models):
             scores = evaluate(
                 agent, models, env, name=job.dataset, k=job.k, limit=job.limit, temperature=job.temperature, top_p=job.top_p,
@@ -156,10 +165,18 @@ def versions() -> dict[str, str]:
 
 
 def agent_of(job: Job) -> tuple[str, dict[str, Any]]:
-    """(agent, options): the job's over those that the checkpoint's memfactory.json gives, if it is of the same agent."""
+    """(agent, options): the job's over those that the checkpoint's memfactory.json gives, if it is of the same agent; or its anchor."""
     agent = job.agent or trained_as(job.model).get("agent", "memagent")
     AGENT_REGISTRY.get(agent)
-    return agent, options_over(job.model, agent, job.agent_options)
+    options = options_over(job.model, agent, job.agent_options)
+    return beside(job.anchor, agent, options, _limits(job, options)) if job.anchor else (agent, options)
+
+
+def _limits(job: Job, options: dict[str, Any]) -> dict[str, Any]:
+    """An anchor's options; a prompt may fill the model's window as far as the answer leaves room."""
+    window = context_window(job.model)
+    room = {} if window is None else {"max_prompt_length": max(window - (options.get("max_generate_length") or 1024), window // 2)}
+    return room | job.anchor_options
 
 
 def models_of(job: Job, agent: BaseAgent, device: str) -> Models:

@@ -2,6 +2,9 @@
 
 A random text is planted as the gold answer of an example; the agent then reads what the env shows of that example, with a
 chat model that writes down all it is told. Works for any env and agent, also a user's own. Knows no scores.
+
+One agent may see one kind of gold: the oracle anchor, which turns are the evidence. `view_of` is the only place that hands it over,
+and even the oracle's view, prompts and memory are searched for all other gold.
 """
 
 from __future__ import annotations
@@ -10,15 +13,31 @@ import secrets
 from dataclasses import fields, replace
 from typing import Any
 
+from memfactory.agents.anchors import OracleAnchor, OracleView
 from memfactory.agents.base import BaseAgent
-from memfactory.common.errors import DataError
-from memfactory.common.types import Messages
+from memfactory.common.errors import DataError, NotApplicableError
+from memfactory.common.types import Messages, View
 from memfactory.engines.chat import Models
 from memfactory.engines.scripted import ScriptedChat
 from memfactory.envs.base import BaseEnv
 
 _ASKED = 4
 """Of this many first questions of an example the prompts are looked at."""
+
+
+def view_of(agent: BaseAgent, env: BaseEnv, example: dict[str, Any], gold: dict[str, Any] | None = None) -> View:
+    """What the agent is shown of an example: `observe`, and for the oracle anchor, no subclass included, the evidence (that of `gold`)."""
+    view = env.observe(example)
+    if type(agent) is not OracleAnchor:
+        return view
+    plain = {f.name: getattr(view, f.name) for f in fields(View)}
+    return OracleView(**plain, evidence=env.evidence(gold or example))
+
+
+def refuse_without_evidence(agent: BaseAgent, env: BaseEnv) -> None:
+    """`NotApplicableError` for the oracle anchor on data that does not say where the answers are."""
+    if type(agent) is OracleAnchor and not any(env.evidence(env[at]) for at in range(len(env))):
+        raise NotApplicableError(f"{env.data_path} names no evidence, so there is no oracle.")
 
 
 def check_no_leak(agent: BaseAgent, env: BaseEnv) -> None:
@@ -34,7 +53,7 @@ def check_no_leak(agent: BaseAgent, env: BaseEnv) -> None:
 def _check_example(agent: BaseAgent, env: BaseEnv, example: dict[str, Any]) -> None:
     canary = f"canary{secrets.token_hex(8)}"
     planted = {key: _planted(value, canary) if key in env.gold_columns else value for key, value in example.items()}
-    view = env.observe(planted)
+    view = view_of(agent, env, planted, example)
     seen = {f"the view's {field.name}": str(getattr(view, field.name)) for field in fields(view)}
 
     def answer(messages: Messages, stage: str) -> str:

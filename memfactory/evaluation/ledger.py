@@ -47,6 +47,8 @@ class Attempt:
     answers: list[str] = field(default_factory=list)
     memory: Any = None
     report: dict[str, int] = field(default_factory=dict)
+    retrieved: list[dict[str, Any]] = field(default_factory=list)
+    """Where the memories come from that were retrieved for each question: `Retrieved`'s fields; {} where nothing was retrieved."""
     error: str | None = None
     steps: list[list[str]] = field(default_factory=list)
     """[event, memory after it], of the few attempts that are shown to people."""

@@ -18,10 +18,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import read_json, write_json
+from memfactory.evaluation.anchors import anchor_notes
 from memfactory.evaluation.by_type import all_type_rows, task_notes, type_markdown, type_table
 from memfactory.evaluation.compare import other_differences
 from memfactory.evaluation.config import EvalConfig, jobs_of
@@ -40,6 +42,8 @@ from memfactory.evaluation.jobs import Job, load_scores
 from memfactory.evaluation.lm_eval import write_lm_eval
 from memfactory.evaluation.replay import replay_notes
 from memfactory.evaluation.report import summary, table, write_results
+from memfactory.evaluation.retrieval import found_in, retrieval_markdown, retrieval_notes, retrieval_rows, retrieval_table
+from memfactory.evaluation.worker import LEFT_OUT
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +76,18 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
         )
     places = _places(config, jobs)
     with _alone(Path(config.output_dir)):
-        failed, refused = _run(jobs, places, config.threads or _threads(places), console)
-        return report_jobs(config, jobs, failed, refused, console)
+        failed, refused, without = _run(jobs, places, config.threads or _threads(places), console)
+        return report_jobs(config, jobs, failed, refused, console, without)
 
 
-def report_jobs(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], refused: set[str], console: Console) -> int:
+def report_jobs(
+    config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str], refused: set[str], console: Console,
+    without: Mapping[str, str] = MappingProxyType({}),
+) -> int:  # fmt: skip
     """Tables and files of what the ledgers hold now; returns the exit code."""
     # What was refused may lie beside attempts made under other conditions: they are not this evaluation's.
-    done = [job for job in jobs if job.folder not in refused and (Path(job.folder) / "job.json").is_file()]
+    done = [job for job in jobs if job.folder not in {*refused, *without} and (Path(job.folder) / "job.json").is_file()]
+    themselves = [job for job in done if not job.anchor]
     scores: dict[str, dict[str, Scores]] = {}
     for job in done:
         scores.setdefault(job.model_name, {})[job.dataset] = load_scores(Path(job.folder))
@@ -88,22 +96,31 @@ def report_jobs(config: EvalConfig, jobs: Sequence[Job], failed: dict[str, str],
         for job in done
         if (found := scores[job.model_name][job.dataset]).lost
     ]
-    told = dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found))
-    told |= dict.fromkeys(replay_notes([Path(job.folder) for job in done]))
-    notes = [*told, *_unlike(done), *_trained_otherwise(done), *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
+    told = list(dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found)))
+    told += dict.fromkeys(replay_notes([Path(job.folder) for job in done]))
+    found_by = [retrieval_rows(job.dataset, job.model_name, found_in(Path(job.folder))) for job in done]
+    retrieval = [row for rows in found_by for row in rows]
+    cut = [note for job in done if job.anchor for note in anchor_notes(job.model_name, scores[job.model_name][job.dataset])]
+    told += [*retrieval_notes(retrieval), *cut, *(f"Left out: {reason}" for reason in without.values())]
+    told += [*_unlike(themselves), *_trained_otherwise(themselves)]
+    notes = [*told, *lost, *(f"Failed: {folder}: {reason}" for folder, reason in failed.items())]
     if scores or failed:
-        results, paired = summary(scores)
+        results, paired = summary(scores, {job.model_name: (job.anchor_of, job.anchor) for job in done if job.anchor})
         types = all_type_rows(scores)
-        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs], "by_type": types, "cost": cost_rows(scores)}
+        about = {"failed": failed, "notes": notes, "jobs": [asdict(job) for job in jobs], "by_type": types, "retrieval": retrieval}
+        about |= {"cost": cost_rows(scores), "left_out": dict(without)}
         drawn = f"{config.k} sampled attempts a question at temperature {config.temperature:g}, top-p {config.top_p:g}."
         sections = [f"## By type of question\n\n{type_markdown(types)}"] if types else []
+        sections += [f"## Retrieval\n\n{retrieval_markdown(retrieval)}"] if retrieval else []
         write_results(Path(config.output_dir), results, paired, about, "\n\n".join(["# Evaluation", drawn, *notes]), sections)
         page = write_html(Path(config.output_dir))
         exported = write_lm_eval(Path(config.output_dir)) if config.export else []
         if results:
             console.print(table(results, paired))
         if types:
-            console.print(type_table(types))
+            console.print(type_table([row for row in types if row["model"] in {job.model_name for job in themselves}]))
+        if retrieval:
+            console.print(retrieval_table(retrieval))
         console.print(f"Look at {page}; beside it report.md, report.json, results.csv, attempts and examples.", soft_wrap=True)
         for path in exported:
             console.print(f"In lm-evaluation-harness's shape: {path}", soft_wrap=True)
@@ -126,7 +143,7 @@ def report_folder(folder: Path, export: str, console: Console) -> int:
     still = {job.folder for job in jobs if load_scores(Path(job.folder)).lost}
     failed = {place: reason for place, reason in before.get("failed", {}).items() if place in still or not Path(place).is_dir()}
     with _alone(folder):
-        return report_jobs(config, jobs, failed, set(), console)
+        return report_jobs(config, jobs, failed, set(), console, before.get("left_out", {}))
 
 
 def _unlike(jobs: Sequence[Job]) -> list[str]:
@@ -201,10 +218,11 @@ def _threads(places: Sequence[str]) -> int:
     return max(1, (os.cpu_count() or 1) // len(places))
 
 
-def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Console) -> tuple[dict[str, str], set[str]]:
-    """Every job through a worker, the longest first; returns {folder: reason} of those that failed, and which of them were refused."""
+def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Console) -> tuple[dict[str, str], set[str], dict[str, str]]:
+    """Every job through a worker, the longest first; returns {folder: reason} of those that failed, which of them were refused, and
+    {folder: reason} of those that mean nothing on their data."""
     waiting = sorted((replace(job, threads=threads) for job in jobs), key=_size)
-    free, running, failed, refused = list(places), list[_Running](), dict[str, str](), set[str]()
+    free, running, failed, refused, without = list(places), list[_Running](), dict[str, str](), set[str](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("attempts"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=2) as progress:
         tasks = {job.folder: progress.add_task(escape(f"{job.model_name} on {job.dataset}"), total=None) for job in waiting}
@@ -221,11 +239,13 @@ def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Cons
                     code = worker.process.poll()
                     if code is None:
                         continue
-                    if code not in (0, _USER_ERROR) and worker.tries < _TRIES:
+                    if code not in (0, _USER_ERROR, LEFT_OUT) and worker.tries < _TRIES:
                         log.warning("The worker of %s died (exit %d); started once more.", worker.job.folder, code)
                         worker.process, worker.tries = _start(worker.job, worker.place, "ab"), worker.tries + 1
                         continue
-                    if code:
+                    if code == LEFT_OUT:
+                        without[worker.job.folder] = f"{worker.job.model_name} on {worker.job.dataset}: {_last_words(worker)}"
+                    elif code:
                         failed[worker.job.folder] = _reason(worker, code)
                         refused |= {worker.job.folder} if code == _USER_ERROR else set()
                     running.remove(worker)
@@ -233,7 +253,7 @@ def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Cons
         finally:
             for worker in running:
                 worker.process.terminate()
-    return failed, refused
+    return failed, refused, without
 
 
 def _size(job: Job) -> float:
@@ -265,11 +285,16 @@ def _show(progress: Progress, worker: _Running) -> None:
     progress.update(worker.task, total=total, completed=min(lines, total))
 
 
-def _reason(worker: _Running, code: int) -> str:
+def _last_words(worker: _Running) -> str:
     lines = (Path(worker.job.folder) / "worker.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    return re.sub("^(Error|Left out): ", "", last)
+
+
+def _reason(worker: _Running, code: int) -> str:
+    last = _last_words(worker)
     log_file = f"{worker.job.folder}/worker.log"
     if code == _USER_ERROR:
-        return f"{re.sub('^Error: ', '', last)} ({log_file})"
+        return f"{last} ({log_file})"
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"the worker {ended}, {worker.tries} times over; the last it said: {last} ({log_file})"

@@ -55,6 +55,8 @@ class QuestionSet:
     """The true names of types that the benchmark numbers."""
     repaired: dict[str, int]
     examples: dict[str, list[Asked]]
+    sessions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """{example: [{"date", "turns": [ids]}]} of the examples whose questions name evidence."""
 
     def all(self) -> list[Asked]:
         """Every question, example by example."""
@@ -81,7 +83,9 @@ class QuestionRow:
 def write_questions(folder: Path, about: Mapping[str, Any], examples: Sequence[str]) -> None:
     """Keep what the env says of its questions, of the examples that are run; nothing to keep, nothing written."""
     if about:
-        write_json(folder / FILE, {**about, "examples": {name: about["examples"][name] for name in examples}})
+        by_example = {key: about.get(key, {}) for key in ("examples", "sessions")}
+        kept = {key: {name: rows[name] for name in examples if name in rows} for key, rows in by_example.items()}
+        write_json(folder / FILE, {**about, **kept})
 
 
 def read_questions(folder: Path) -> QuestionSet | None:
@@ -95,7 +99,8 @@ def read_questions(folder: Path) -> QuestionSet | None:
             name: [Asked(name, at, **{key: value for key, value in row.items() if key in known}) for at, row in enumerate(rows)]
             for name, rows in held["examples"].items()
         }
-        return QuestionSet(held["task"], held["headline"], held["beside"], held["names"], held["repaired"], examples)
+        about = {key: held[key] for key in ("task", "headline", "beside", "names", "repaired")}
+        return QuestionSet(**about, examples=examples, sessions=held.get("sessions", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / FILE} is not what `memfactory eval` writes ({error}). Move the folder away and start again.") from error
 

@@ -62,15 +62,26 @@ def greedy_interval(scores: Scores, greedy: Mean) -> tuple[float, float] | None:
     return wilson(int(sum(right)), len(right)) if right else None
 
 
-def summary(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[list[Row], list[Row]]:
-    """(`results`, `paired`) of {model: {data set: scores}}, by data set; every later model is paired with the first that has the set."""
+def summary(
+    scores: Mapping[str, Mapping[str, Scores]], anchors: Mapping[str, tuple[str, str]] | None = None
+) -> tuple[list[Row], list[Row]]:
+    """(`results`, `paired`) of {model: {data set: scores}}, by data set; every later model is paired with the first that has the set.
+
+    `anchors`: {name in `scores`: (model that it is an anchor of, which anchor)}. They stand behind their model, are paired with it,
+    and their `results` have `anchor` and `of`.
+    """
+    anchors = anchors or {}
     results: list[Row] = []
     paired: list[Row] = []
     for dataset in dict.fromkeys(name for sets in scores.values() for name in sets):
-        models = [name for name, sets in scores.items() if dataset in sets]
-        results += [result_row(name, scores[name][dataset]) for name in models]
-        for name in models[1:]:
-            paired += paired_rows(models[0], scores[models[0]][dataset], name, scores[name][dataset])
+        here = [name for name, sets in scores.items() if dataset in sets]
+        models = [name for name in here if name not in anchors]
+        order = sorted(here, key=lambda name: here.index(of) if (of := anchors.get(name, (name,))[0]) in here else len(here))
+        for name in order:
+            of, anchor = anchors.get(name, (models[0] if models else "", ""))
+            results.append(result_row(name, scores[name][dataset]) | ({"anchor": anchor, "of": of} if anchor else {}))
+            if of != name and of in here:
+                paired += paired_rows(of, scores[of][dataset], name, scores[name][dataset])
     return results, adjusted(paired)
 
 
@@ -90,7 +101,8 @@ def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
     gains = {(row["dataset"], row["model"], row["metric"]): row for row in paired}
     for row in results:
         holes = "" if row["coverage"] == 1 else f" ({row['coverage']:.0%} scored)"
-        shown = [row["dataset"], str(row["n"]), row["model"] + holes, f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}"]
+        name = f"  + {row['anchor']}" if row.get("anchor") else row["model"]
+        shown = [row["dataset"], str(row["n"]), name + holes, f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}"]
         lines.append([*shown, _shown(row["greedy"])])
         found = [gains.get((row["dataset"], row["model"], metric)) for metric in ("sampled", "greedy")]
         if found[0] is not None and found[1] is not None:

@@ -15,13 +15,16 @@ from types import TracebackType
 
 import transformers
 
-from memfactory.common.errors import UserError
+from memfactory.common.errors import NotApplicableError, UserError
 from memfactory.common.files import read_json
 from memfactory.evaluation.jobs import Job, run_job
 
+LEFT_OUT = 4
+"""The exit code for a job that has no meaning on its data."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`worker JOB.json [--parent PID]`; exit code 0 done, 2 a user's mistake (its message is the log's last line)."""
+    """`worker JOB.json [--parent PID]`; exit code 0 done, 4 left out, 2 a user's mistake (its message is the log's last line)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2"):
@@ -36,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"A worker takes one job file, got {words}. `memfactory eval` writes it and starts workers.")
         asked = read_json(Path(words[0]))
         run_job(Job(**{field.name: asked[field.name] for field in fields(Job) if field.name in asked}))
+    except NotApplicableError as error:
+        logging.getLogger(__name__).info("Left out: %s", error)
+        return LEFT_OUT
     except UserError as error:
         logging.getLogger(__name__).error("Error: %s", error)
         return 2

@@ -72,11 +72,11 @@ class HashedEmbedder:
         """Texts [n] -> [n, dim]; a text without a letter or digit is a row of zeros."""
         if not texts:
             return np.zeros((0, 2 * self._parts[0][0].n_features), np.float32)
-        plain = [_content(text) for text in texts]
+        plain = [content_of(text) for text in texts]
         return unit_rows(np.hstack([vectorizer.transform(plain).toarray() * weight for vectorizer, weight in self._parts]))
 
 
-def _content(text: str) -> str:
+def content_of(text: str) -> str:
     """A text's words in lower case, without function words unless there is nothing else."""
     words = _WORD.findall(text.lower())
     return " ".join([word for word in words if word not in _FUNCTION_WORDS] or words)

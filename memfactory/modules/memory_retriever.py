@@ -17,6 +17,13 @@ from memfactory.memory.search import Searchable, search
 from memfactory.modules.base import BaseModule
 
 
+def note_order(model: Session | None, found: Sequence[Sequence[str]]) -> set[str]:
+    """All ids that were found for the queries; the session, if there is one, notes the order of a single query's, for scores of it."""
+    if model is not None:
+        model.ranking = tuple(found[0]) if len(found) == 1 else ()
+    return {id for ids in found for id in ids}
+
+
 @MODULE_REGISTRY.register("naive_retriever")
 class NaiveRetriever(BaseModule):
     """Top k by cosine."""
@@ -36,16 +43,18 @@ class NaiveRetriever(BaseModule):
         """`act(model, items, queries, k)` returns the k nearest items of each query, together, in the order of the items."""
         items: Sequence[MemoryItem]
         items, queries, k = args
+        note_order(model, ())
         if len(items) <= k:
             return list(items)
         if isinstance(items, Searchable) and items.embedder_name == self.embedder.name:
             found = await asyncio.to_thread(items.nearest, queries, k)
             near = {item.id for nearest in found for item in nearest}
         elif self.embedder.waits:  # for a server: the other attempts go on meanwhile
-            near = await asyncio.to_thread(self._near, items, queries, k)
+            near = note_order(model, await asyncio.to_thread(self._near, items, queries, k))
         else:
-            near = self._near(items, queries, k)
+            near = note_order(model, self._near(items, queries, k))
         return [item for item in items if item.id in near]
 
-    def _near(self, items: Sequence[MemoryItem], queries: Sequence[str], k: int) -> set[str]:
-        return {item.id for query in queries for item, _ in search(query, items, self.embedder, k)}
+    def _near(self, items: Sequence[MemoryItem], queries: Sequence[str], k: int) -> list[list[str]]:
+        """Ids for each query, the nearest first."""
+        return [[item.id for item, _ in search(query, items, self.embedder, k)] for query in queries]

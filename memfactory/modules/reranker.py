@@ -14,7 +14,7 @@ from memfactory.common.rmm_prompts import choose_messages
 from memfactory.engines.chat import Session
 from memfactory.memory.choices import parse_choices
 from memfactory.memory.items import MemoryItem
-from memfactory.modules.memory_retriever import NaiveRetriever
+from memfactory.modules.memory_retriever import NaiveRetriever, note_order
 from memfactory.modules.memory_updater import numbered
 
 
@@ -57,5 +57,6 @@ class RerankRetriever(NaiveRetriever):
         else:
             ids = set(chosen.ids[: k * len(queries)])
             kept = [item for number, item in enumerate(shown) if number in ids]
+            note_order(model, ())  # the model keeps or drops; it puts nothing in order
         model.count("kept_items", len(kept))
         return kept

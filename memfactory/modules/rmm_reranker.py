@@ -28,6 +28,7 @@ from memfactory.memory.embedders import CachedEmbedder
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import DIGITS, Searchable, search
 from memfactory.modules.base import BaseModule
+from memfactory.modules.memory_retriever import note_order
 
 FILE = "reranker.safetensors"
 """The name of the weights in a checkpoint's folder."""
@@ -155,6 +156,7 @@ class RMMReranker(BaseModule):
         """`act(model, items, queries, k)` returns the k best items of each query, together, in the order of the items."""
         items: Sequence[MemoryItem]
         items, queries, k = args
+        note_order(model, ())
         if len(items) <= k:
             return list(items)
         pools: list[Sequence[MemoryItem]] = [items] * len(queries)
@@ -166,10 +168,12 @@ class RMMReranker(BaseModule):
             best = await asyncio.to_thread(self._best, queries, pools, k)
         else:
             best = self._best(queries, pools, k)
-        return [item for item in items if item.id in best]
+        kept = note_order(model, best)
+        return [item for item in items if item.id in kept]
 
-    def _best(self, queries: Sequence[str], pools: Sequence[Sequence[MemoryItem]], k: int) -> set[str]:
-        return {item.id for query, pool in zip(queries, pools, strict=True) for item, _ in self.rank(query, pool, k)}
+    def _best(self, queries: Sequence[str], pools: Sequence[Sequence[MemoryItem]], k: int) -> list[list[str]]:
+        """Ids for each query, the best first."""
+        return [[item.id for item, _ in self.rank(query, pool, k)] for query, pool in zip(queries, pools, strict=True)]
 
     def candidates(self, query: str, items: Sequence[MemoryItem], k: int = 0) -> tuple[list[MemoryItem], Tensor, Tensor, Tensor]:
         """(items, query [d], their vectors [K, d], cosines [K] in float64) of the K nearest, nearest first; at least `k`."""

@@ -21,7 +21,7 @@ from memfactory.common.errors import ConfigError
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY, TASK_REGISTRY
 from memfactory.common.types import View
 from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.tasks.base import Loaded, Question, Task, check
+from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task, check
 from memfactory.evaluation.tasks.records import read_records
 from memfactory.evaluation.tasks.selection import limited, of_types, ordered
 from memfactory.evaluation.tasks.texts import in_parts
@@ -93,8 +93,12 @@ class TaskEnv(BaseEnv):
     def observe(self, example: dict[str, Any]) -> View:
         return View(example["example_id"], tuple(example["query"]), example["context"], tuple(example["sessions"]))
 
+    def evidence(self, example: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+        found = tuple(tuple(question["evidence"]) for question in example["asked"])
+        return found if any(found) else ()
+
     def questions(self) -> dict[str, Any]:
-        """The task, its rules, what was repaired, and {example: its questions with their gold}."""
+        """The task, its rules, what was repaired, {example: its questions with their gold} and, where these name evidence, its sessions."""
         task, examples = self.task, {}
         for example in self.examples:
             asked = [dict(question) for question in example["asked"]]
@@ -105,6 +109,7 @@ class TaskEnv(BaseEnv):
         return {
             "task": self.options.task, "headline": task.headline, "beside": list(task.beside), "names": dict(task.names),
             "repaired": dict(self.loaded.repaired), "examples": examples,
+            "sessions": {sample.id: _outline(sample) for sample in self.loaded.samples if any(q.evidence for q in sample.questions)},
         }  # fmt: skip
 
     def compute_reward(
@@ -161,6 +166,11 @@ def _question(asked: dict[str, Any]) -> Question:
     """A question from the columns of a batch, or from `questions.json`."""
     known = {name: asked[name] for name in Question.__dataclass_fields__ if name in asked}
     return Question(**known | {"text": asked.get("text", asked.get("question"))})
+
+
+def _outline(sample: Sample) -> list[dict[str, Any]]:
+    """A sample's sessions without what was said, as in the file: a session told in parts is one."""
+    return [{"date": session["date"], "turns": [turn["id"] for turn in session["turns"]]} for session in sample.sessions]
 
 
 def _paid(scores: Sequence[float], questions: Sequence[Question]) -> float:
