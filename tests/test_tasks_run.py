@@ -144,6 +144,8 @@ def test_the_interval_is_over_clusters() -> None:
     assert alone == pytest.approx((0.5, 0.0891, 0.9109), abs=1e-4)  # Student's, 3 degrees of freedom: 0.5 -+ 3.1824 * 0.1291
     assert interval_of([[1.0]], ["a"])[0] == 1 and interval_of([[1.0]], ["a"])[1] != interval_of([[1.0]], ["a"])[1]
     assert interval_of([], [])[0] != 0
+    assert interval_of([[1.0]] * 5, list("abcde")) == (1.0, pytest.approx(0.5655, abs=1e-4), 1.0), "Wilson's: five of five is not certainty"
+    assert interval_of([[0.0], [0.0], [1.0], [0.0]], list("abcd"))[1:] == (pytest.approx(0.0456, abs=1e-4), pytest.approx(0.6994, abs=1e-4))
 
 
 def test_two_models_are_paired_by_question(run: Any) -> None:

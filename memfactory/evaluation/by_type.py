@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
 from memfactory.evaluation.compare import Row, number
+from memfactory.evaluation.estimates import wilson
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.report import markdown_table
-from memfactory.evaluation.statistics import clustered_mean
+from memfactory.evaluation.statistics import by_question, clustered_mean
 
 ABSTENTION = "to abstain on"
 _HEADINGS = ("task", "model", "type", "n", "score [95 %]")
@@ -38,8 +40,16 @@ def type_rows(model: str, scores: Scores) -> list[Row]:
 
 
 def interval_of(scores: Sequence[Sequence[float]], clusters: Sequence[str]) -> tuple[float, float, float]:
-    """(mean, low, high) of [n][k] scores with Student's 95 % interval over clusters; NaN limits with fewer than two of them."""
+    """(mean, low, high) of [n][k] scores with a 95 % interval; NaN limits with fewer than two clusters.
+
+    Student's over clusters; Wilson's where each is one question, right or wrong, and where all came out alike: Student's
+    would then have no width.
+    """
     mean = clustered_mean(scores, clusters=clusters)
+    values = by_question(scores)
+    binary = all(value in (0.0, 1.0) for value in values[~np.isnan(values)])
+    if binary and mean.clusters > 1 and (mean.value in (0.0, 1.0) or mean.clusters == mean.n):
+        return mean.value, *wilson(round(mean.value * mean.clusters), mean.clusters)
     low, high = mean.interval()
     return mean.value, max(low, 0.0), min(high, 1.0)
 
