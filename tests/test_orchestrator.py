@@ -378,15 +378,25 @@ print("whole", os.waitstatus_to_exitcode(whole), flush=True)
 )
 
 
+def timeless(attempt: dict) -> dict:
+    """A ledger's attempt without the clock's part of it; calls and tokens stay."""
+    del attempt["finished"]
+    for stages in attempt["cost"].values():
+        for stage, (calls, prompt, completion, _seconds) in stages.items():
+            stages[stage] = [calls, prompt, completion]
+    return attempt
+
+
 def without_times(folder: Path) -> tuple[dict, dict]:
     """(report.json without the places, {attempt's key: attempt without its time}) of an evaluation."""
     report = read_json(folder / "report.json")
     report["jobs"] = [{k: v for k, v in job.items() if k != "folder"} for job in report["jobs"]]
+    for row in report["cost"]:
+        assert row.pop("seconds") > 0
     attempts: dict = {}
     for path in folder.glob("*/*/attempts.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
-            attempt = json.loads(line)
-            attempt.pop("finished")
+            attempt = timeless(json.loads(line))
             key = (path.parent.name, attempt["example"], attempt["kind"], attempt["number"])
             assert key not in attempts, "made twice"
             attempts[key] = attempt
@@ -467,7 +477,7 @@ def test_jobs_killed_at_twenty_random_moments_hold_what_an_undisturbed_one_holds
         attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text(encoding="utf-8").splitlines()]
         keys = [(a["example"], a["kind"], a["number"]) for a in attempts]
         assert len(keys) == len(set(keys)) == 60 * 4, "every attempt once"
-        return {key: {k: v for k, v in a.items() if k != "finished"} for key, a in zip(keys, attempts, strict=True)}
+        return dict(zip(keys, map(timeless, attempts), strict=True))
 
     whole = held(tmp_path / "whole")
     for folder in tmp_path.glob("killed*"):
