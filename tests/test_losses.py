@@ -71,7 +71,7 @@ def gradients(model: Qwen3ForCausalLM, samples: list[Sample], budget: int, **opt
     """The gradient of one update by the trainer's own backward pass."""
     model.zero_grad(set_to_none=True)
     trainer = make_trainer(model, tokens_per_micro_batch=budget, max_generate_length=MAX_LENGTH, **options)
-    trainer._backward(TrainBatch(samples, trainer.config.aggregation, MAX_LENGTH), Averages(), measure_mismatch=False)
+    trainer.policy.backward(TrainBatch(samples, trainer.config.aggregation, MAX_LENGTH), Averages(), measure_mismatch=False)
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -86,7 +86,7 @@ def test_loss_equals_a_double_loop(aggregation: str, clips: tuple[float, float],
         tokens_per_micro_batch=30, max_generate_length=MAX_LENGTH,
     )  # fmt: skip
     averages = Averages()
-    trainer._backward(TrainBatch(samples, aggregation, MAX_LENGTH), averages, measure_mismatch=False)
+    trainer.policy.backward(TrainBatch(samples, aggregation, MAX_LENGTH), averages, measure_mismatch=False)
     assert averages.means()["loss"] == pytest.approx(brute_force(beta > 0, aggregation, low, high, dual, beta), rel=2e-5)
 
 

@@ -88,7 +88,7 @@ def test_the_gradient_is_the_same_with_and_without(aggregation: str, attention: 
     for share in (False, True):
         model.zero_grad()
         trainer = make_trainer(model, share_prompts=share, tokens_per_micro_batch=40)
-        trainer._backward(TrainBatch(samples, aggregation, max_length=8), Averages(), measure_mismatch=False)
+        trainer.policy.backward(TrainBatch(samples, aggregation, max_length=8), Averages(), measure_mismatch=False)
         gradients.append([p.grad.clone() for p in model.parameters()])
     scale = max(float(g.abs().max()) for g in gradients[0])
     assert scale > 1e-3

@@ -141,7 +141,7 @@ def by_us(model: Qwen3ForCausalLM, case: Case, budget: int) -> Result:
         clip_low=case.low, clip_high=case.high, dual_clip=case.delta or 0.0, tokens_per_micro_batch=budget,
     )  # fmt: skip
     averages = Averages()
-    trainer._backward(batch, averages, measure_mismatch=False)
+    trainer.policy.backward(batch, averages, measure_mismatch=False)
     grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return Result(averages.means()["loss"], grads, [s.advantage for s in batch.samples])
 

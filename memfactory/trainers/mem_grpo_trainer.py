@@ -21,7 +21,6 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,9 +29,8 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
 from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
-from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs, without_dropout
-from memfactory.algorithms.losses import k3_kl
-from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch, pack
+from memfactory.algorithms.logprobs import without_dropout
+from memfactory.algorithms.packing import TrainBatch, pack
 from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
@@ -47,6 +45,7 @@ from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
 from memfactory.trainers.metrics import Averages, rollout_metrics
+from memfactory.trainers.policy_update import PolicyUpdate
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -93,11 +92,10 @@ class MemTrainer(BaseTrainer):
             eval_envs = {name or path: env_class(path, tokenizer, **env_options) for name, _, path in named}
         self.eval_envs: dict[str, BaseEnv] = eval_envs
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
-        loss = LOSS_REGISTRY.get(config.loss)
+        LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
-        self._shares_prompts = config.share_prompts and can_share_prompts(self.model)
-        self._loss = partial(loss, clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None)
+        self.policy = PolicyUpdate(self.model, config, self.device, self.bf16)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
@@ -143,9 +141,9 @@ class MemTrainer(BaseTrainer):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
             for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
                 if self.config.old_logprobs == "recompute":
-                    part = self._recomputed(part, averages, measure=first)
+                    part = self.policy.recomputed(part, averages, measure=first)
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
-                self._backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 averages.add("lr", lr, 1)
@@ -177,9 +175,9 @@ class MemTrainer(BaseTrainer):
         data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
         averages = Averages()
         if config.old_logprobs == "frozen":
-            data = self._recomputed(data, averages, measure=True)
+            data = self.policy.recomputed(data, averages, measure=True)
         if config.beta > 0 and self.reference is not None:
-            data = replace(data, samples=self._with_logprobs(data.samples, self.reference, "ref_logprobs"))
+            data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
         metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
         metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)
@@ -191,62 +189,6 @@ class MemTrainer(BaseTrainer):
             if name not in known:
                 raise unknown_name(f"reward of {type(self.env).__name__}", name, known, "A component to log has a slash: default/name.")
         return rewards
-
-    def _recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
-        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
-        fresh = self._with_logprobs(data.samples, self.model, "old_logprobs")
-        if measure:
-            pairs = zip(data.samples, fresh, strict=True)
-            off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
-            averages.add("logprob_mismatch", sum(off), len(off))
-            averages.maximum("logprob_mismatch_max", max(off, default=0.0))
-        return replace(data, samples=fresh)
-
-    @torch.no_grad()
-    def _with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
-        """The samples with `field` filled from a forward pass of `model`."""
-        filled: dict[int, Sample] = {}
-        place = {id(sample): at for at, sample in enumerate(samples)}
-        with evaluating(model):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self._shares_prompts):
-                with autocast(self.device, self.bf16):
-                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
-                parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
-                for sample, part in zip(micro.samples, parts, strict=True):
-                    filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
-        return [filled[at] for at in range(len(samples))]
-
-    def _backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
-        """Accumulate the gradient of one optimizer update."""
-        self.model.train()
-        total = 0.0
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self._shares_prompts):
-            micro = micro.to(self.device)
-            with autocast(self.device, self.bf16):
-                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
-            loss = self._micro_loss(micro, logprobs, averages)
-            loss.backward()
-            total += float(loss.detach())
-            averages.add("entropy", float(entropy.sum()), len(entropy))
-            if measure_mismatch:
-                off = (logprobs.detach() - micro.old).abs()
-                averages.add("logprob_mismatch", float(off.sum()), len(off))
-                averages.maximum("logprob_mismatch_max", float(off.max()))
-        averages.add("loss", total, 1)
-
-    def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
-        """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
-        token = self._loss(logprobs, micro.old, micro.advantages)
-        per_token, number = token.loss, len(logprobs)
-        if micro.ref is not None:
-            kl = k3_kl(logprobs, micro.ref)
-            per_token = per_token + self.config.beta * kl
-            averages.add("kl", float(kl.detach().sum()), number)
-        loss = (per_token * micro.weights).sum()
-        averages.add("ratio", float(token.ratio.sum()), number)
-        averages.add("clip_fraction", float(token.clipped.float().sum()), number)
-        averages.maximum("ratio_max", float(token.ratio.max()))
-        return loss
 
     # Held-out checks and checkpoints
 

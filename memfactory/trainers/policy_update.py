@@ -1,0 +1,89 @@
+"""The update of a policy: log-probs of what was sampled, the loss, its gradient. Knows no agent, no reward and no optimizer.
+
+`MemTrainer` decides what is trained on and when a step of the optimizer is taken; this is all that runs the model in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs
+from memfactory.algorithms.losses import k3_kl
+from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
+from memfactory.common.config import TrainConfig
+from memfactory.common.registry import LOSS_REGISTRY
+from memfactory.trainers.metrics import Averages
+
+if TYPE_CHECKING:  # importing it takes two seconds
+    from transformers import PreTrainedModel
+
+
+class PolicyUpdate:
+    """Forward and backward passes over a `TrainBatch`, in micro-batches."""
+
+    def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
+        self.model, self.config, self.device, self.bf16 = model, config, device, bf16
+        self.shares_prompts = config.share_prompts and can_share_prompts(model)
+        self._loss = partial(
+            LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
+        )
+
+    def recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
+        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
+        fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
+        if measure:
+            pairs = zip(data.samples, fresh, strict=True)
+            off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
+            averages.add("logprob_mismatch", sum(off), len(off))
+            averages.maximum("logprob_mismatch_max", max(off, default=0.0))
+        return replace(data, samples=fresh)
+
+    @torch.no_grad()
+    def with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
+        """The samples with `field` filled from a forward pass of `model`."""
+        filled: dict[int, Sample] = {}
+        place = {id(sample): at for at, sample in enumerate(samples)}
+        with evaluating(model):
+            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+                with autocast(self.device, self.bf16):
+                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
+                parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
+                for sample, part in zip(micro.samples, parts, strict=True):
+                    filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
+        return [filled[at] for at in range(len(samples))]
+
+    def backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
+        """Accumulate the gradient of one optimizer update."""
+        self.model.train()
+        total = 0.0
+        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+            micro = micro.to(self.device)
+            with autocast(self.device, self.bf16):
+                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
+            loss = self._micro_loss(micro, logprobs, averages)
+            loss.backward()
+            total += float(loss.detach())
+            averages.add("entropy", float(entropy.sum()), len(entropy))
+            if measure_mismatch:
+                off = (logprobs.detach() - micro.old).abs()
+                averages.add("logprob_mismatch", float(off.sum()), len(off))
+                averages.maximum("logprob_mismatch_max", float(off.max()))
+        averages.add("loss", total, 1)
+
+    def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
+        """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
+        token = self._loss(logprobs, micro.old, micro.advantages)
+        per_token, number = token.loss, len(logprobs)
+        if micro.ref is not None:
+            kl = k3_kl(logprobs, micro.ref)
+            per_token = per_token + self.config.beta * kl
+            averages.add("kl", float(kl.detach().sum()), number)
+        loss = (per_token * micro.weights).sum()
+        averages.add("ratio", float(token.ratio.sum()), number)
+        averages.add("clip_fraction", float(token.clipped.float().sum()), number)
+        averages.maximum("ratio_max", float(token.ratio.max()))
+        return loss
