@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -230,6 +231,7 @@ class Chat:
         self.process = pexpect.spawn(
             sys.executable, ["-m", "memfactory.cli", "chat", TINY, *store, *arguments], cwd=str(folder), env=os.environ | here | variables,
             encoding="utf-8", timeout=120, dimensions=(50, 200), echo=False,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would leave Ctrl-C ignored
         )  # fmt: skip
         self.greeting = self._until_prompt()
 
