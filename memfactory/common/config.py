@@ -71,7 +71,7 @@ class TrainConfig:
     truncated: str = option("train", "What a response cut off at its limit gets: train, mask or penalize.")
     truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.")
     old_logprobs: str = option(
-        "sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation)."
+        "sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch of several updates) or recompute (an ablation)."
     )
     num_minibatches: int = option(1, "Optimizer updates per pass over a rollout batch.")
     num_iterations: int = option(1, "Passes over a rollout batch.")
@@ -86,6 +86,7 @@ class TrainConfig:
     lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
     max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
     tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
+    logprob_chunks: str = option("auto", "Logits of trained tokens: dense (whole), chunked (tile by tile, small), auto (by their number).")
     share_prompts: bool = option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass.")
     bf16: bool | None = option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")

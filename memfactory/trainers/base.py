@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.algorithms.credit import CREDITS
+from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
 from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
 from memfactory.common.config import TrainConfig
@@ -265,6 +266,7 @@ def _check_choices(config: TrainConfig) -> None:
     """Names that are read in the first step, checked before anything is loaded or written."""
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
+        "logprob_chunks": LOGPROB_CHUNKS,
     }  # fmt: skip
     for name, known in choices.items():
         if getattr(config, name) not in known:

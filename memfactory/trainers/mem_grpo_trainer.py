@@ -140,10 +140,8 @@ class MemTrainer(BaseTrainer):
         for iteration in range(self.config.num_iterations):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
             for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
-                if self.config.old_logprobs == "recompute":
-                    part = self.policy.recomputed(part, averages, measure=first)
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
-                self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                self.policy.backward(part, averages, measure_mismatch=first and not self.policy.freezes)
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 averages.add("lr", lr, 1)
@@ -174,8 +172,8 @@ class MemTrainer(BaseTrainer):
         credit = assign_credit(groups, rewards, self._normalize, config.credit)
         data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
         averages = Averages()
-        if config.old_logprobs == "frozen":
-            data = self.policy.recomputed(data, averages, measure=True)
+        if self.policy.freezes:
+            data = self.policy.frozen(data, averages)
         if config.beta > 0 and self.reference is not None:
             data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
         metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()

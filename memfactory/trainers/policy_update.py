@@ -27,19 +27,22 @@ class PolicyUpdate:
 
     def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
         self.model, self.config, self.device, self.bf16 = model, config, device, bf16
+        self.freezes = config.old_logprobs == "frozen" and config.num_minibatches * config.num_iterations > 1
+        """Whether the old log-probs of a rollout batch take a forward pass of their own."""
+        # `recompute`, or one update per rollout batch: the weights are still those of the update, and so are the old log-probs.
+        self._old_is_own = config.old_logprobs != "sampler" and not self.freezes
         self.shares_prompts = config.share_prompts and can_share_prompts(model)
         self._loss = partial(
             LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
         )
 
-    def recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
-        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
+    def frozen(self, data: TrainBatch, averages: Averages) -> TrainBatch:
+        """The batch with old log-probs from a forward pass; logs how far they are from the sampler's."""
         fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
-        if measure:
-            pairs = zip(data.samples, fresh, strict=True)
-            off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
-            averages.add("logprob_mismatch", sum(off), len(off))
-            averages.maximum("logprob_mismatch_max", max(off, default=0.0))
+        pairs = zip(data.samples, fresh, strict=True)
+        off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
+        averages.add("logprob_mismatch", sum(off), len(off))
+        averages.maximum("logprob_mismatch_max", max(off, default=0.0))
         return replace(data, samples=fresh)
 
     @torch.no_grad()
@@ -50,7 +53,7 @@ class PolicyUpdate:
         with evaluating(model):
             for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
                 with autocast(self.device, self.bf16):
-                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
+                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
                 for sample, part in zip(micro.samples, parts, strict=True):
                     filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
@@ -63,15 +66,17 @@ class PolicyUpdate:
         for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
             micro = micro.to(self.device)
             with autocast(self.device, self.bf16):
-                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
-            loss = self._micro_loss(micro, logprobs, averages)
-            loss.backward()
-            total += float(loss.detach())
-            averages.add("entropy", float(entropy.sum()), len(entropy))
+                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature, self.config.logprob_chunks)
             if measure_mismatch:
                 off = (logprobs.detach() - micro.old).abs()
                 averages.add("logprob_mismatch", float(off.sum()), len(off))
                 averages.maximum("logprob_mismatch_max", float(off.max()))
+            if self._old_is_own:
+                micro = replace(micro, old=logprobs.detach())
+            loss = self._micro_loss(micro, logprobs, averages)
+            loss.backward()
+            total += float(loss.detach())
+            averages.add("entropy", float(entropy.sum()), len(entropy))
         averages.add("loss", total, 1)
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
