@@ -45,6 +45,13 @@ def test_what_the_warning_advises_does_help(tmp_path: Path) -> None:
     assert "reference" not in plan(tmp_path, beta=0.0).resident
 
 
+def test_chunked_logprobs_are_planned_smaller_than_dense_ones(tmp_path: Path) -> None:
+    dense, auto = (plan(tmp_path, logprob_chunks=chunks).update["logits"] for chunks in ("dense", "auto"))
+    trained = 16384 * 2500 // 8500
+    assert dense * GIB == pytest.approx(12 * trained * 151_936)
+    assert auto * GIB == pytest.approx(2 * 4 * 4096 * 8192 + 4 * 2048 * (trained + 151_936))
+
+
 def test_a_cache_is_not_planned_for_more_attempts_than_there_are(tmp_path: Path) -> None:
     few = plan(tmp_path, num_generations=2)
     assert few.rollout["key-value cache"] < plan(tmp_path).rollout["key-value cache"]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPU_TILE, _GPU_TILE = (1024, 4096), (4096, 8192)
+CPU_TILE, GPU_TILE = (1024, 4096), (4096, 8192)
 """(tokens, words): 16 MiB in fp32, of which two stand at a time; on a GPU 128 MiB, so that it is not launches that count."""
 
 
@@ -40,7 +40,7 @@ def chunked_logprobs(
     chunks, which have a default for each device, decide what memory it takes beside the gradients themselves. Finite logits give
     finite log-probs, however large.
     """
-    rows, words = _CPU_TILE if hidden.device.type == "cpu" else _GPU_TILE
+    rows, words = CPU_TILE if hidden.device.type == "cpu" else GPU_TILE
     rows = rows if token_chunk is None else token_chunk
     words = words if vocab_chunk is None else vocab_chunk
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:

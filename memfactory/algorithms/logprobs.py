@@ -87,13 +87,14 @@ def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: fl
     """
     temperature = temperature or 1.0
     head = plain_head(model)
-    if head is None or not _chunked(chunks, len(micro.targets) * len(head.weight)):
+    if head is None or not is_chunked(chunks, len(micro.targets) * len(head.weight)):
         return _dense_logprobs(response_logits(model, micro), micro.targets, temperature)
     hidden = model.base_model(**_inputs(model, micro)).last_hidden_state[micro.rows, micro.cols]
     return chunked_logprobs(hidden, head.weight, micro.targets, temperature, getattr(head, "bias", None))
 
 
-def _chunked(chunks: str, logits: int) -> bool:
+def is_chunked(chunks: str, logits: int) -> bool:
+    """Whether so many logits (tokens x vocabulary) are made tile by tile under `--logprob_chunks`."""
     if chunks not in LOGPROB_CHUNKS:
         raise unknown_name("logprob_chunks", chunks, LOGPROB_CHUNKS)
     return chunks == "chunked" or (chunks == "auto" and logits >= DENSE_LOGITS)

@@ -7,12 +7,15 @@ logits of the trained positions), beside what stays. Allocator overhead is not i
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from memfactory.algorithms.chunked_logprobs import GPU_TILE
+from memfactory.algorithms.logprobs import is_chunked
 from memfactory.common.config import TrainConfig
 from memfactory.engines.load import load_config
 from memfactory.engines.slot_cache import cache_bytes_per_token
@@ -70,9 +73,16 @@ def plan_memory(config: TrainConfig, bf16: bool) -> MemoryPlan:
         update={
             "gradients (fp32)": parameters * 4 / GIB,
             "activations": tokens * (kept + inside) / GIB,
-            "logits": trained * text.vocab_size * 4 * 3 / GIB,
+            "logits": _logit_bytes(config, trained, text.vocab_size, text.hidden_size) / GIB,
         },
     )
+
+
+def _logit_bytes(config: TrainConfig, tokens: int, vocabulary: int, hidden: int) -> int:
+    """Three copies of the logits, or two tiles of them; with tiles the gradients of hidden states and head count for something."""
+    if not is_chunked(config.logprob_chunks, tokens * vocabulary):
+        return tokens * vocabulary * 4 * 3
+    return 2 * math.prod(GPU_TILE) * 4 + (tokens + vocabulary) * hidden * 4
 
 
 def report_memory(config: TrainConfig, device: torch.device) -> None:
