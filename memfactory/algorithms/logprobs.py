@@ -88,7 +88,7 @@ def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: fl
     temperature = temperature or 1.0
     head = plain_head(model)
     if head is None or not is_chunked(chunks, len(micro.targets) * len(head.weight)):
-        return _dense_logprobs(response_logits(model, micro), micro.targets, temperature)
+        return dense_logprobs(response_logits(model, micro), micro.targets, temperature)
     hidden = model.base_model(**_inputs(model, micro)).last_hidden_state[micro.rows, micro.cols]
     return chunked_logprobs(hidden, head.weight, micro.targets, temperature, getattr(head, "bias", None))
 
@@ -100,7 +100,8 @@ def is_chunked(chunks: str, logits: int) -> bool:
     return chunks == "chunked" or (chunks == "auto" and logits >= DENSE_LOGITS)
 
 
-def _dense_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def dense_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs [N] of `targets` [N], and entropies [N] without gradient, from whole logits [N, V]."""
     table = torch.log_softmax(logits / temperature, dim=-1)
     with torch.no_grad():
         entropy = -(table.exp() * table).sum(-1)
