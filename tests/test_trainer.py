@@ -264,7 +264,7 @@ def test_the_samplers_logprobs_are_those_of_a_forward_pass(grpo: Callable[..., M
 
 def test_the_reference_stays_the_base_model(grpo: Callable[..., MemTrainer], base: Base) -> None:
     trainer = grpo(beta=0.1)
-    assert trainer.reference is not None
+    assert trainer.reference is not None and trainer.reference.resident is not None
     for step in range(3):
         rollout = trainer._rollout()
         for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, True):

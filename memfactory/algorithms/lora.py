@@ -30,7 +30,7 @@ class LoraOptions:
 
     r: int
     """Their rank."""
-    alpha: float
+    alpha: int
     """What they add is multiplied by alpha / r."""
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)

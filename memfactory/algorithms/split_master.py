@@ -42,6 +42,6 @@ def split_model(model: nn.Module, grad_dtype: torch.dtype = torch.float32) -> di
         if parameter.dtype in (torch.float32, torch.float16):
             parameter.data, residual = split(parameter.data.float())
         if parameter.requires_grad:
-            parameter.grad_dtype = grad_dtype  # type: ignore[attr-defined]
+            parameter.grad_dtype = grad_dtype
             residuals[parameter] = torch.zeros_like(parameter, dtype=torch.int16) if residual is None else residual
     return residuals

@@ -103,7 +103,7 @@ class TrainConfig:
     moments: str | None = option(None, "AdamW's moments: fp32 or 8bit. Default: 8bit on a GPU from 3e9 parameters, else fp32.")
     offload_optimizer: bool = option(False, "Keep AdamW's moments, and the 16 bits of split weights, on the CPU.")
     lora_r: int = option(0, "Rank of LoRA adapters, which are then all that is trained (needs peft); 0: all weights are trained.")
-    lora_alpha: float = option(64.0, "What adapters add is multiplied by lora_alpha / lora_r.")
+    lora_alpha: int = option(64, "What adapters add is multiplied by lora_alpha / lora_r.")
     lora_dropout: float = option(0.0, "Dropout in front of adapters; only mem_sft allows it, since the sampler has none.")
     lora_targets: list[str] = option(["all-linear"], "Layers with adapters: ends of names such as q_proj, or all-linear (but the head).")
     reference: str | None = option(
