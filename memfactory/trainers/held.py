@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from memfactory.algorithms.optim import Lean
 from memfactory.algorithms.split_master import split_model
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
+from memfactory.engines.load import model_hash
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -114,7 +116,9 @@ class HeldModel:
         """Read the weights of a checkpoint whose run held them as `held` says; the lower halves of masters are the optimizer's."""
         if held is not None and held != self.state():
             changed = [f"{name}: {old!r} -> {new!r}" for name, new in self.state().items() if (old := held.get(name)) != new]
-            raise ConfigError(f"{folder} was trained on another kind of device, which decides {'; '.join(changed)}. Give these as flags.")
+            raise ConfigError(
+                f"{folder} was trained with weights held otherwise: {'; '.join(changed)}. The device decides what no flag says."
+            )
         if self.held.master_weights != "lora":
             self.model.load_state_dict(weights_of(folder))
             return
@@ -124,8 +128,13 @@ class HeldModel:
         load_adapter_weights(self.model, {names.get(name, name): value for name, value in saved.items()})
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run must hold alike."""
-        return asdict(self.held)
+        """What a resumed run must hold alike; adapters are nothing without the weights they were trained on."""
+        return asdict(self.held) | ({"frozen weights": self._frozen} if self.held.master_weights == "lora" else {})
+
+    @cached_property
+    def _frozen(self) -> str | None:
+        path = self.config.model_name_or_path
+        return model_hash(path) if path else None
 
 
 def lora_options(config: TrainConfig) -> LoraOptions:

@@ -87,7 +87,7 @@ def plan(arguments: Sequence[str], console: Console, read: Callable[[Sequence[st
     best = given if given.fits else next((option for option in options if option.fits), None)
     console.print(_parts(given, shape, gpu))
     console.print(_schemes([given, *_shown(options)], shape))
-    console.print(_verdict(given, best, shape, gpu), highlight=False)
+    console.print(_verdict(given, best, shape, gpu), highlight=False, soft_wrap=True)
     return 0 if best is not None else 1
 
 
