@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 USAGE = """memfactory: train agents that manage their own memory
 
   memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
-  memfactory plan --model M --gpu 80 [--flag value ...] what fits a GPU, and why
+  memfactory plan --model M --gpu 80 [--flag value ...] what fits a GPU
   memfactory eval --models M ... --datasets D ...      models x data sets
   memfactory eval --models M ... --tasks TASK=FILE ... models x benchmarks
   memfactory report FOLDER [--export lm-eval]          the report made again
