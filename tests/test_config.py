@@ -24,7 +24,8 @@ PUBLIC = set(
 FLAGS = PUBLIC | set(
     "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots advantage credit loss "
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
-    "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
+    "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts packing "
+    "attention_backend "
     "gradient_checkpointing bf16 max_steps max_cpu_minutes "
     "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to".split()
 )
