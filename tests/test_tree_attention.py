@@ -274,7 +274,9 @@ def test_a_model_with_windows_or_without_positions_has_no_trees() -> None:
         choose_backend(model, "paths")
 
 
-@pytest.mark.parametrize(("choice", "message"), [("flash", "runs on a GPU"), ("flex", "no backward pass on a CPU"), ("tree", "Known: auto")])
+@pytest.mark.parametrize(
+    ("choice", "message"), [("flash", "runs on a GPU"), ("flex", "no backward pass on a CPU"), ("tree", "Known: auto")]
+)
 def test_a_backend_that_cannot_be_had_is_refused_in_words(choice: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         choose_backend(one_model(), choice)
@@ -293,4 +295,6 @@ def test_attention_that_does_more_than_softmax_is_refused() -> None:
 
 
 def test_the_older_spelling_still_says_rows() -> None:
-    assert TrainConfig(share_prompts=False).packing == "rows" and TrainConfig().packing == "tree"
+    assert make_trainer(tiny_qwen3(), share_prompts=False).policy.backend is None
+    assert make_trainer(tiny_qwen3(), packing="rows").policy.backend is None
+    assert make_trainer(tiny_qwen3()).policy.backend == "paths"

@@ -77,9 +77,7 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {
-            name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights", "tree")
-        }
+        tensors = {name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights", "tree")}
         return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ class TrainConfig:
     tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
     packing: str = option("tree", "What the update computes: tree (what turns share at their beginning, once) or rows (each turn alone).")
     attention_backend: str = option("auto", "How packing tree attends: auto, sdpa4d, paths, flash or flex (docs/performance.md).")
-    share_prompts: bool = option(True, "Older spelling: False is --packing rows.")
+    share_prompts: bool = option(True, "Older spelling: False means --packing rows.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass.")
     bf16: bool | None = option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 
@@ -114,8 +114,6 @@ class TrainConfig:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
-        if not self.share_prompts:
-            self.packing = "rows"
         if self.temperature <= 0:
             raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
         if self.aggregation == "constant" and not self.max_generate_length:
