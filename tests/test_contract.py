@@ -188,6 +188,7 @@ def test_arbitrary_options_are_taken_only_where_users_pass_them() -> None:
         "memfactory/engines/slot_cache.py:update",
         "memfactory/algorithms/tree_attention.py:_paths",
         "memfactory/algorithms/tree_attention.py:_flash",
+        "memfactory/algorithms/tree_attention.py:_flex",
         "memfactory/agents/use.py:load",
     }
 

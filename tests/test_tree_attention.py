@@ -20,7 +20,8 @@ from memfactory.algorithms import tree_attention
 from memfactory.algorithms.logprobs import response_logprobs
 from memfactory.algorithms.packing import AGGREGATIONS, MicroBatch, Sample, TrainBatch
 from memfactory.algorithms.prefix_tree import grow
-from memfactory.algorithms.tree_attention import SDPA4D_WIDTH, attending, choose_backend, hidden, mask_mod, tree_rows
+from memfactory.algorithms.tree_attention import attending, choose_backend
+from memfactory.algorithms.tree_rows import SDPA4D_WIDTH, hidden, mask_mod, tree_rows
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
 from memfactory.trainers.metrics import Averages
@@ -189,6 +190,18 @@ def test_fresh_logprobs_return_in_the_order_of_the_samples(backend: str) -> None
         assert new.old_logprobs == pytest.approx(alone(model, sample).tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_in_half_precision_the_logprobs_agree_as_far_as_it_goes(backend: str) -> None:
+    model, samples = one_model(), sharing_samples()
+    found = []
+    for own in (None, backend):
+        with torch.no_grad(), attending(model, own), torch.autocast("cpu", torch.bfloat16):
+            (micro,) = TrainBatch(samples).micro_batches(1 << 20, own)
+            found.append({id(s): v for s, v in by_sample(micro, response_logprobs(model, micro)[0])})
+    off = torch.cat([(found[0][key] - found[1][key]).abs() for key in found[0]])
+    assert float(off.mean()) < 0.02
+
+
 # What a GPU runs, by its logic
 
 
@@ -272,6 +285,12 @@ def test_a_model_with_windows_or_without_positions_has_no_trees() -> None:
     assert choose_backend(model) is None
     with pytest.raises(ConfigError, match="attention_backend paths: .*sliding_attention.*packing rows"):
         choose_backend(model, "paths")
+    model.config.layer_types = None
+    assert choose_backend(model) == "paths"
+    model.config.sliding_window = model.config.max_position_embeddings - 1
+    model.config.use_sliding_window = True
+    with pytest.raises(ConfigError, match="a window of 127"):
+        choose_backend(model, "sdpa4d")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memfactory.algorithms.credit import Credit
 from memfactory.algorithms.prefix_tree import PrefixTree, blocks, grow
-from memfactory.algorithms.tree_attention import SDPA4D_WIDTH, TreeRows, tree_rows
+from memfactory.algorithms.tree_rows import SDPA4D_WIDTH, TreeRows, tree_rows
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup
 

@@ -18,13 +18,12 @@ import importlib.util
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from memfactory.algorithms.prefix_tree import PrefixTree
+from memfactory.algorithms.tree_rows import Batch, TreeRows, hidden, mask_mod
 from memfactory.common.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -32,148 +31,8 @@ if TYPE_CHECKING:  # importing it takes two seconds
 
 BACKENDS = ("auto", "sdpa4d", "paths", "flash", "flex")
 
-SDPA4D_WIDTH = 512
-"""No row with a dense mask is longer: the mask has one number per pair of tokens, and no fast kernel takes one."""
-
-_FLEX_BLOCK = 128
-"""Flex attention's block: rows are padded to whole ones, so that few lengths are compiled."""
-
-_IMPLEMENTATION = {"paths": "memfactory_paths", "flash": "memfactory_flash", "flex": "flex_attention"}
-
-
-class Batch(NamedTuple):
-    """S segments of at most L tokens whose paths have at most K."""
-
-    queries: Tensor
-    """[S, L] index in the row; past a segment's end that of some token, whose result is not read."""
-    keys: Tensor
-    """[S, K] the same of the path."""
-    before: Tensor
-    """[S] tokens of the path before the segment."""
-
-
-class Varlen(NamedTuple):
-    """Segments and their paths end to end, as flash-attn takes them."""
-
-    keys: Tensor
-    """[sum of the paths' lengths] index in the row."""
-    starts_q: Tensor
-    """[S + 1] int32."""
-    starts_k: Tensor
-    """[S + 1] int32."""
-    longest: tuple[int, int]
-    """Tokens of the longest segment and path."""
-
-
-@dataclass(frozen=True, slots=True)
-class TreeRows:
-    """How the tokens of R rows of width W see each other."""
-
-    backend: str
-    positions: Tensor
-    """[R, W] each token's place in its sequences."""
-    ends: Tensor
-    """[R, W] token k is seen by q of its row exactly if k <= q < ends[k]."""
-    batches: tuple[Batch, ...] = ()
-    """Of `paths`."""
-    order: Tensor | None = None
-    """[W] of `paths`: where each token's result stands among those of the batches, laid end to end."""
-    varlen: Varlen | None = None
-    """Of `flash`."""
-
-    def to(self, device: torch.device | str) -> TreeRows:
-        """The same on `device`."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device)
-            if isinstance(value, tuple):
-                parts = [moved(part) for part in value]
-                return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-            return value
-
-        return replace(self, **{name: moved(getattr(self, name)) for name in ("positions", "ends", "batches", "order", "varlen")})
-
-
-def tree_rows(trees: list[PrefixTree], backend: str | None) -> tuple[Tensor, TreeRows | None]:
-    """(ids [R, W] padded with 0, how they see each other), one tree a row; all backends but sdpa4d take one row.
-
-    `backend` None is for rows of one sequence each, which need nothing but causal attention.
-    """
-    width = max(len(tree.ids) for tree in trees)
-    width = -(-width // _FLEX_BLOCK) * _FLEX_BLOCK if backend == "flex" else width
-    ids, positions = torch.zeros(2, len(trees), width, dtype=torch.int64)
-    ends = torch.arange(1, width + 1).repeat(len(trees), 1)  # padding sees itself: a row without any key has no softmax
-    for row, tree in enumerate(trees):
-        for tensor, values in ((ids, tree.ids), (positions, tree.positions), (ends, tree.ends)):
-            tensor[row, : len(values)] = torch.tensor(values)
-    if backend is None:
-        return ids, None
-    rows = TreeRows(backend, positions, ends)
-    if backend == "paths":
-        batches, order = _batched(trees[0])
-        rows = replace(rows, batches=batches, order=order)
-    elif backend == "flash":
-        rows = replace(rows, varlen=_varlen(trees[0]))
-    return ids, rows
-
-
-def _batched(tree: PrefixTree) -> tuple[tuple[Batch, ...], Tensor]:
-    """Segments of similar length together."""
-    paths = tree.paths()
-    order = torch.empty(len(tree.ids), dtype=torch.int64)
-    batches, at = [], 0
-    for members in _similar([len(path) for path in paths], [stop - start for start, stop, _ in tree.segments]):
-        lengths = torch.tensor([[tree.segments[n].start, tree.segments[n].stop, len(paths[n])] for n in members])
-        start, stop, path = lengths.T
-        length = int((stop - start).max())
-        queries = start[:, None] + torch.arange(length)
-        mine = queries < stop[:, None]
-        order[queries[mine]] = at + mine.flatten().nonzero()[:, 0]
-        keys = torch.zeros(len(members), int(path.max()), dtype=torch.int64)
-        for row, n in enumerate(members):
-            keys[row, : len(paths[n])] = torch.tensor(paths[n])
-        batches.append(Batch(queries.where(mine, start[:, None]), keys, path - (stop - start)))
-        at += queries.numel()
-    return tuple(batches), order
-
-
-def _similar(paths: list[int], lengths: list[int]) -> list[list[int]]:
-    """Segments by the power of two of their length: at most half of a batch's queries are padding."""
-    found: dict[int, list[int]] = {}
-    for at, length in enumerate(lengths):
-        found.setdefault(length.bit_length(), []).append(at)
-    return list(found.values())
-
-
-def _varlen(tree: PrefixTree) -> Varlen:
-    paths = tree.paths()
-    lengths = [stop - start for start, stop, _ in tree.segments]
-    starts_q, starts_k = ([0, *torch.tensor(sizes).cumsum(0).tolist()] for sizes in (lengths, list(map(len, paths))))
-    return Varlen(
-        torch.tensor([at for path in paths for at in path]),
-        torch.tensor(starts_q, dtype=torch.int32),
-        torch.tensor(starts_k, dtype=torch.int32),
-        (max(lengths), max(map(len, paths))),
-    )
-
-
-# What a token sees, in each backend's form
-
-
-def hidden(ends: Tensor) -> Tensor:
-    """[R, 1, W, W] bool from `ends` [R, W]: the columns that a token may not see."""
-    at = torch.arange(ends.shape[1], device=ends.device)
-    return ~((at[None, :] <= at[:, None]) & (at[:, None] < ends[:, None, :]))[:, None]
-
-
-def mask_mod(ends: Tensor) -> Any:
-    """The same as flex attention asks for it: a function of (row, head, query, key)."""
-
-    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < ends[row, key])
-
-    return seen
+_IMPLEMENTATION = {name: f"memfactory_{name}" for name in ("paths", "flash", "flex")}
+"""What transformers calls our attention functions."""
 
 
 def _additive(not_seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -194,7 +53,8 @@ def model_inputs(model: PreTrainedModel, rows: TreeRows) -> dict[str, Any]:
         from torch.nn.attention.flex_attention import create_block_mask
 
         width = rows.ends.shape[1]
-        return inputs | {"attention_mask": create_block_mask(mask_mod(rows.ends), 1, None, width, width, device=rows.ends.device)}
+        mask = create_block_mask(mask_mod(rows.ends), 1, None, width, width, device=rows.ends.device)
+        return inputs | {"attention_mask": mask, "tree_dtype": dtype}
     masks = tuple(_additive(_after(batch), dtype) for batch in rows.batches)
     return inputs | {"tree_rows": rows, "tree_masks": masks, "tree_dtype": dtype}
 
@@ -245,6 +105,18 @@ def _flash(
     return out[None], None
 
 
+def _flex(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *,
+    tree_dtype: torch.dtype, scaling: float | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    _refuse(others)
+    # Under autocast a norm leaves queries and keys in fp32 beside values in bf16, which flex attention refuses.
+    query, key, value = (states.to(tree_dtype) for states in (query, key, value))
+    return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling)[0], None
+
+
 def flash_varlen() -> Any:
     """flash-attn's function for sequences of unlike lengths."""
     from flash_attn import flash_attn_varlen_func
@@ -268,8 +140,7 @@ def attending(model: PreTrainedModel, backend: str | None) -> Iterator[None]:
         return
     from transformers import AttentionInterface
 
-    for own, function in (("memfactory_paths", _paths), ("memfactory_flash", _flash)):
-        AttentionInterface.register(own, function)
+    AttentionInterface.register(name, {"paths": _paths, "flash": _flash, "flex": _flex}[backend or ""])
     was = model.config._attn_implementation
     model.config._attn_implementation = name
     try:
@@ -281,24 +152,24 @@ def attending(model: PreTrainedModel, backend: str | None) -> Iterator[None]:
 # Which of them a model can have
 
 
-def choose_backend(model: PreTrainedModel, choice: str = "auto") -> str | None:
+def choose_backend(model: PreTrainedModel, choice: str = "auto", half: bool = False) -> str | None:
     """The backend for a model on its device, or None if it cannot have trees (then rows are computed one by one).
 
-    auto: sdpa4d under eager attention, flash on a GPU where flash-attn is installed, else paths. A backend that was asked for by
-    name and cannot be had here is a `ConfigError`.
+    auto: sdpa4d under eager attention; flash on a GPU in half precision (`half`) where flash-attn is installed; else paths.
+    A backend that was asked for by name and cannot be had here is a `ConfigError`.
     """
     if choice not in BACKENDS:
         raise ConfigError(f"Unknown attention_backend {choice!r}. Known: {', '.join(BACKENDS)}.")
     own = model.config._attn_implementation
     on_gpu = model.device.type == "cuda"
-    flash = importlib.util.find_spec("flash_attn") is not None
+    installed = importlib.util.find_spec("flash_attn") is not None
     reason = None if own in (None, "sdpa", "eager") or own.startswith("flash_attention") else f"its attention is {own}"
-    reason = reason or _no_trees(model, full=choice == "sdpa4d" or own == "eager")
+    auto = "sdpa4d" if own in (None, "eager") else "flash" if on_gpu and installed and half else "paths"
+    reason = reason or _no_trees(model, by_mask=(auto if choice == "auto" else choice) == "sdpa4d")
     if choice == "auto":
-        auto = "sdpa4d" if own in (None, "eager") else "flash" if on_gpu and flash else "paths"
         return None if reason else auto
-    if choice == "flash" and not (on_gpu and flash):
-        reason = "flash-attn is not installed" if on_gpu else "flash-attn runs on a GPU"
+    if choice == "flash" and not (on_gpu and installed and half):
+        reason = "flash-attn runs on a GPU" if not on_gpu else "it computes in bf16" if installed else "flash-attn is not installed"
     elif choice == "flex" and not on_gpu:
         reason = "torch's flex attention has no backward pass on a CPU"
     elif choice == "sdpa4d" and own not in ("sdpa", "eager"):
@@ -308,19 +179,20 @@ def choose_backend(model: PreTrainedModel, choice: str = "auto") -> str | None:
     return choice
 
 
-def _no_trees(model: PreTrainedModel, full: bool) -> str | None:
-    """Why a model's tokens cannot be given their places and sight, or None; `full`: by a mask alone, with its own attention."""
+def _no_trees(model: PreTrainedModel, by_mask: bool) -> str | None:
+    """Why a model's tokens cannot be given their places and sight, or None; `by_mask`: its own attention stays, with a mask."""
     config = model.config
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return f"{type(model).__name__} takes no position_ids"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         return f"{type(model).__name__} has layers of type {', '.join(sorted(kinds))}"
-    window = None if hasattr(config, "layer_types") else getattr(config, "sliding_window", None)
+    own_window = not getattr(config, "layer_types", None) and getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if own_window else None
     if window is not None and window < getattr(config, "max_position_embeddings", 0):
         return f"{type(model).__name__} attends in a window of {window}"
-    if not full and not getattr(model, "_supports_attention_backend", False):
+    if not by_mask and not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} does not let its attention be replaced"
-    if not full and len({id(module.config) for module in model.modules() if hasattr(module, "config")}) != 1:
+    if not by_mask and len({id(module.config) for module in model.modules() if hasattr(module, "config")}) != 1:
         return f"{type(model).__name__} has parts with configurations of their own"
     return None

@@ -29,7 +29,8 @@ class PolicyUpdate:
     def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
         self.model, self.config, self.device, self.bf16 = model, config, device, bf16
         trees = config.packing == "tree" and config.share_prompts
-        self.backend = choose_backend(model, config.attention_backend) if trees else None
+        half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
+        self.backend = choose_backend(model, config.attention_backend, half) if trees else None
         self._loss = partial(
             LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
         )
