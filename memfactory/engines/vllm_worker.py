@@ -15,9 +15,10 @@ from torch import nn
 
 def pack_again(model: nn.Module) -> int:
     """Renew the packed copies of matrices that are kept unpacked too (a tied head); returns how many. Does nothing off the CPU."""
-    kept = [part for part in model.modules() if hasattr(part, "cpu_linear") and part.weight.numel()]
+    kept: list[Any] = [part for part in model.modules() if hasattr(part, "cpu_linear")]
+    kept = [part for part in kept if part.weight.numel()]
     for part in kept:
-        part.quant_method.process_weights_after_loading(part)  # type: ignore[union-attr, operator]
+        part.quant_method.process_weights_after_loading(part)
     return len(kept)
 
 
