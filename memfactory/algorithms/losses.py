@@ -163,7 +163,7 @@ def sapo(
     """SAPO (arXiv 2511.20347): `-(4 / tau) sigmoid(tau (r - 1)) A`, a soft gate in place of the clip; tau by the advantage's sign."""
     _check(logprobs, old, advantages)
     ratio = ratio_of(logprobs, old)
-    tau = torch.where(advantages > 0, tau_positive, tau_negative)
+    tau = torch.full_like(advantages, tau_negative).masked_fill_(advantages > 0, tau_positive)
     gated = 4 / tau * torch.sigmoid(tau * (ratio - 1))
     return TokenLoss(-gated * advantages, ratio.detach(), torch.zeros_like(advantages, dtype=torch.bool))
 

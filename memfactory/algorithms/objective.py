@@ -52,7 +52,7 @@ def configured_loss(config: TrainConfig) -> BoundLoss:
         value = getattr(config, flag)
         if flag in known:
             given[flag] = value or None if flag == "dual_clip" else value
-        elif value != usual[flag]:
+        elif value != usual[flag] and not (flag == "dual_clip" and not value):
             raise ConfigError(f"--{flag} {value}: the loss {config.loss!r} takes none. It has: {', '.join(sorted(known)) or 'no options'}.")
     _check_clips(config)
     other = [f"{name} {getattr(config, name)} ({own})" for name, own in loss_defaults(config.loss).items() if _differs(config, name, own)]
