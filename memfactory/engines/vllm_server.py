@@ -2,7 +2,8 @@
 
 The server, which may be another machine with the same folder mounted, is started in vLLM's development mode: only then does it have the
 two addresses by which a trainer can renew it, `/collective_rpc` (here `reload_weights`, from a folder, in place) and
-`/reset_prefix_cache`. That mode lets whoever reaches the port do anything with the server: keep it inside.
+`/reset_prefix_cache`. That mode lets whoever reaches the port do anything with the server: keep it inside. On a CPU it also needs
+`vllm_worker.Renewable`, whose docstring says why.
 
     VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --logprobs-mode processed_logprobs ...
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import openai
     from transformers import PreTrainedModel
 
+_EXTENSION = "memfactory.engines.vllm_worker.Renewable"
+
 _START = "Start it with VLLM_SERVER_DEV_MODE=1 and --logprobs-mode processed_logprobs (docs/use.md)."
 
 
@@ -52,6 +55,7 @@ class VLLMServer:
         self._source: weakref.ref[PreTrainedModel] | None = None
         self._versions = count(1)
         self._flying = 0
+        self._reload = "reload_weights"
         self.max_length = run(self._checked())
 
     # The engine's promise
@@ -101,7 +105,7 @@ class VLLMServer:
         """Make the server sample with the checkpoint in `folder`, which it reads itself; several servers may read the same one."""
         if self._flying:
             raise InfrastructureError("The weights changed while requests were being sampled; update only between rollouts.")
-        run(self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(Path(folder).resolve())}}))
+        run(self._post("/collective_rpc", {"method": self._reload, "kwargs": {"weights_path": str(Path(folder).resolve())}}))
         run(self._forget())
 
     def close(self) -> None:
@@ -121,10 +125,14 @@ class VLLMServer:
         names = [about["id"] for about in served]
         if self._served not in names:
             raise ConfigError(f"{self} serves {', '.join(names)}, not {self._served!r}: start it with that model, or give served_name.")
-        about = await self._get("/server_info?config_format=json", f"It is not in development mode. {_START}")
-        mode = about.get("vllm_config", {}).get("model_config", {}).get("logprobs_mode", "")
-        if "processed_logprobs" not in str(mode):
-            raise ConfigError(f"{self} reports {mode or 'raw_logprobs'}, not those of what it samples from. {_START}")
+        about = (await self._get("/server_info?config_format=json", f"It is not in development mode. {_START}"))["vllm_config"]
+        mode = about["model_config"]["logprobs_mode"]
+        if mode != "processed_logprobs":
+            raise ConfigError(f"{self} reports {mode}, not those of the distribution that it samples from. {_START}")
+        if about["parallel_config"]["worker_extension_cls"] == _EXTENSION:
+            self._reload = "renew_weights"
+        elif about["device_config"]["device_type"] == "cpu":
+            raise ConfigError(f"{self} runs on a CPU, where it renews all of its weights only with --worker-extension-cls {_EXTENSION}.")
         return int(served[names.index(self._served)]["max_model_len"])
 
     async def _forget(self) -> None:
