@@ -66,7 +66,6 @@ def register_parts() -> None:
     import memfactory.engines.hf
     import memfactory.engines.scripted
     import memfactory.engines.vllm
-    import memfactory.engines.vllm_server
     import memfactory.envs
     import memfactory.evaluation.tasks
     import memfactory.memory.embedders

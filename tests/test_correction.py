@@ -141,7 +141,7 @@ def test_corrected_twice_or_never_is_refused(given: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"engine": "api"}, "--engine api cannot train: it takes no new weights. Use hf, noisy, vllm, vllm_server."),
+        ({"engine": "api"}, "--engine api cannot train: it takes no new weights. Use hf, noisy, vllm."),
         ({"engine": "vlm"}, "Unknown engine 'vlm'. Did you mean 'vllm'"),
         ({"engine_options": '{"noize": 1}'}, "option of the engine 'noisy' 'noize'. Did you mean 'noise'"),
         ({"engine": "hf", "engine_options": '{"slots": 1}'}, "hf has --engine_slots"),
@@ -199,7 +199,10 @@ def test_noise_of_an_engine_is_measured_and_weighed(noisy: None, tmp_path: Path,
     assert engine.renewed == 1 + len(steps)
     noise = [[engine.off(at, token) for at, token in enumerate(s.response_ids)] for s in trained]
     for sample, off in zip(trained, noise, strict=True):
-        assert sample.correction == pytest.approx([min(math.exp(-x), CAP) for x in off], abs=2e-5)
+        weights = truncated_weights(
+            *map(torch.tensor, (sample.old_logprobs, sample.sampler_logprobs)), torch.zeros(len(off), dtype=torch.int64), "token", CAP
+        )
+        assert weights.tolist() == pytest.approx([min(math.exp(-x), CAP) for x in off], abs=2e-5)
     measured = steps[-1]
     assert 0.1 < measured["logprob_mismatch"] < 0.5 >= measured["logprob_mismatch_max"] - 1e-4
     assert 0.5 < measured["mismatch_ess"] < 0.97 and 0 < measured["tis_truncated"] < 1

@@ -58,7 +58,9 @@ class TrainConfig:
     train_extraction: bool | None = option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
     train_update: bool | None = option(None, "Role of the stage update: True is policy, False policy_nograd.")
     engine_slots: int = option(192, "Most requests that decode together.")
-    engine: str = option("hf", "What samples: hf (over the trained weights), vllm or vllm_server (copies, pushed to after every update).")
+    engine: str = option(
+        "hf", "What samples in rollouts: hf (over the trained weights themselves) or vllm (over a copy, renewed after every step)."
+    )
     engine_options: str = option("{}", "Options of an engine that is not hf: JSON on the command line, a mapping in YAML.")
 
     # Credit and loss

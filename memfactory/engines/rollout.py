@@ -38,16 +38,11 @@ def check_rollout_engine(name: str, options: Mapping[str, Any]) -> None:
             raise unknown_name(f"option of the engine {name!r}", option, known)
 
 
-def rollout_engine(
-    name: str, model_path: str, model: PreTrainedModel, eos_token_id: int | None, options: Mapping[str, Any], weights_folder: str
-) -> Engine:
-    """The engine called `name` on the checkpoint at `model_path`, already at the weights of `model`.
-
-    `weights_folder`: where an engine that reads its weights from a disk gets them, if `options` say nothing else.
-    """
+def rollout_engine(name: str, model_path: str, model: PreTrainedModel, eos_token_id: int | None, options: Mapping[str, Any]) -> Engine:
+    """The engine called `name` on the checkpoint at `model_path`, already at the weights of `model`."""
     check_rollout_engine(name, options)
     kind = ENGINE_REGISTRY.get(name)
-    usual: dict[str, Any] = {"device": str(model.device), "weights_folder": weights_folder}
+    usual: dict[str, Any] = {"device": str(model.device)}
     if model.device.type == "cuda" and "kv_cache_memory_bytes" not in options:
         usual["gpu_memory_utilization"] = SHARE
     taken = inspect.signature(kind).parameters

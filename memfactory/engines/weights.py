@@ -38,7 +38,7 @@ def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         owner, _, rest = name.partition(".base_layer.")
         if rest == "weight" and not adapted[owner].merged:
             for adapter in adapted[owner].active_adapters:
-                tensor = tensor + adapted[owner].get_delta_weight(adapter).to(tensor.dtype)
+                tensor = (tensor.float() + adapted[owner].get_delta_weight(adapter).float()).to(tensor.dtype)
         yield f"{owner}.{rest}".removeprefix(_OF_PEFT), tensor
 
 

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from memfactory.algorithms.packing import Sample
-from memfactory.algorithms.ratios import mismatch, segments_of, truncated_weights
+from memfactory.algorithms.packing import MicroBatch, Sample
+from memfactory.algorithms.ratios import mismatch, truncated_weights
 from memfactory.common.config import TrainConfig
 from memfactory.trainers.metrics import Averages
 
 
-def corrected(sampled: list[Sample], fresh: list[Sample], config: TrainConfig, averages: Averages | None) -> list[Sample]:
-    """The `fresh` samples, whose old log-probs are the trainer's, with what `config.tis` makes of the sampler's in `sampled`.
-
-    `averages`: where the mismatch and the weights are logged, if they are to be.
-    """
-    if not sampled:
-        return fresh
-    lengths = [len(sample.response_ids) for sample in sampled]
-    trainer, sampler = (torch.tensor([p for s in side for p in s.old_logprobs], dtype=torch.float32) for side in (fresh, sampled))
-    if averages is not None:
-        log_mismatch(averages, trainer, sampler)
-    if config.tis == "none":
-        return fresh
-    weights = truncated_weights(trainer, sampler, segments_of(lengths), config.tis, config.tis_cap)
-    if averages is not None:
-        averages.add("tis_weight", float(weights.sum()), len(weights))
-        averages.add("tis_truncated", float((weights >= config.tis_cap).sum()), len(weights))
-    return [replace(sample, correction=tuple(part.tolist())) for sample, part in zip(fresh, weights.split(lengths), strict=True)]
+def sampler_logprobs(sample: Sample) -> tuple[float, ...]:
+    """Log-probs of the engine that sampled: the old ones, unless those were computed anew."""
+    return sample.old_logprobs if sample.sampler_logprobs is None else sample.sampler_logprobs
 
 
-def weights_of(samples: list[Sample]) -> Tensor | None:
-    """The corrections [N] of samples in their order; None if they have none."""
-    if samples[0].correction is None:
-        return None
-    return torch.tensor([weight for sample in samples for weight in sample.correction or ()], dtype=torch.float32)
+def all_of(samples: list[Sample], field: Literal["old_logprobs", "sampler_logprobs"]) -> Tensor:
+    """Log-probs [N] of samples in their order."""
+    of = sampler_logprobs if field == "sampler_logprobs" else lambda sample: sample.old_logprobs
+    return torch.tensor([value for sample in samples for value in of(sample)], dtype=torch.float32)
+
+
+def correction(micro: MicroBatch, segments: Tensor, config: TrainConfig, averages: Averages) -> Tensor:
+    """Weights [N] of the tokens' losses by `config.tis`, from `micro.old`, which is the trainer's, and the sampler's log-probs."""
+    sampler = all_of(micro.samples, "sampler_logprobs").to(micro.old.device)
+    weights = truncated_weights(micro.old, sampler, segments, config.tis, config.tis_cap)
+    averages.add("tis_weight", float(weights.sum()), len(weights))
+    averages.add("tis_truncated", float((weights >= config.tis_cap).sum()), len(weights))
+    return weights
 
 
 def log_mismatch(averages: Averages, trainer: Tensor, sampler: Tensor) -> None:

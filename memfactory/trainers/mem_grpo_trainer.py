@@ -123,9 +123,8 @@ class MemTrainer(BaseTrainer):
         config = self.config
         if config.engine == "hf":
             return None
-        folder = str(self.output_dir / "rollout_weights")
         path, eos = required_model(config), self.tokenizer.eos_token_id
-        return rollout_engine(config.engine, path, self.model, eos, config.mapping("engine_options"), folder)
+        return rollout_engine(config.engine, path, self.model, eos, config.mapping("engine_options"))
 
     def _restore(self, folder: Path) -> None:
         super()._restore(folder)

@@ -16,7 +16,7 @@ from memfactory.algorithms.objective import configured_loss
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
 from memfactory.algorithms.ratios import segments_of
 from memfactory.common.config import TrainConfig
-from memfactory.trainers.correction import corrected, log_mismatch, weights_of
+from memfactory.trainers.correction import all_of, correction, log_mismatch, sampler_logprobs
 from memfactory.trainers.metrics import Averages
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -32,12 +32,12 @@ class PolicyUpdate:
         self._loss = configured_loss(config)
 
     def recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
-        """The batch with old log-probs from a forward pass, and weights that correct for the sampler if `tis` asks for them.
-
-        `measure` logs how far the sampler's log-probs were from them.
-        """
+        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
         fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
-        return replace(data, samples=corrected(data.samples, fresh, self.config, averages if measure else None))
+        fresh = [replace(new, sampler_logprobs=sampler_logprobs(old)) for old, new in zip(data.samples, fresh, strict=True)]
+        if measure and fresh:
+            log_mismatch(averages, all_of(fresh, "old_logprobs"), all_of(fresh, "sampler_logprobs"))
+        return replace(data, samples=fresh)
 
     @torch.no_grad()
     def with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
@@ -77,9 +77,8 @@ class PolicyUpdate:
         segments = segments_of([len(sample.response_ids) for sample in micro.samples], logprobs.device)
         token = self._loss(logprobs, micro.old, micro.advantages, segments)
         per_token, number = token.loss, len(logprobs)
-        correction = weights_of(micro.samples)
-        if correction is not None:
-            per_token = per_token * correction.to(per_token.device)
+        if self.config.tis != "none":
+            per_token = per_token * correction(micro, segments, self.config, averages)
         if micro.ref is not None:
             kl = kl_term(logprobs, micro.ref, micro.old, self.config.kl, self.config.kl_gradient)
             per_token = per_token + self.config.beta * kl
