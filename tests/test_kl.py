@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers_algorithms import make_samples, make_trainer, tiny_qwen3
 from torch import Tensor
 
 from memfactory.algorithms.kl import GRADIENTS, KL, kl_term
+from memfactory.algorithms.packing import TrainBatch
+from memfactory.trainers.metrics import Averages
 
 EXACT = {
     ("k2", "plain"), ("k1", "straight_through"), ("k2", "straight_through"), ("k3", "straight_through"), ("k1", "ratio"), ("k3", "ratio"),
@@ -82,3 +85,24 @@ def test_absurd_distances_stay_finite(kind: str, gradient: str) -> None:
     term = kl_term(logprobs, torch.full((3,), -1.0), torch.full((3,), -1.0), kind, gradient)
     (found,) = torch.autograd.grad(term.sum(), logprobs)
     assert bool(term.isfinite().all() & found.isfinite().all())
+
+
+@pytest.mark.parametrize(("kind", "gradient"), [("k2", "plain"), ("k1", "ratio"), ("k3", "straight_through")])
+def test_the_trainer_adds_what_is_asked_for(kind: str, gradient: str) -> None:
+    model, samples = tiny_qwen3(), make_samples(3, [0, 1, 1], [0, 0, 0], ref=True)
+
+    def losses(**options: object) -> dict[str, float]:
+        model.zero_grad(set_to_none=True)
+        trainer, averages = make_trainer(model, tokens_per_micro_batch=12, **options), Averages()
+        fresh = trainer.policy.with_logprobs(samples, model, "old_logprobs")
+        trainer.policy.backward(TrainBatch(fresh), averages, measure_mismatch=False)
+        return averages.means() | {"norm": float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())}
+
+    without, found = losses(), losses(beta=0.5, kl=kind, kl_gradient=gradient)
+    other = losses(beta=0.5)
+    fresh = make_trainer(model).policy.with_logprobs(samples, model, "old_logprobs")
+    pairs = [(p, q) for s in fresh for p, q in zip(s.old_logprobs, s.ref_logprobs, strict=True)]
+    value = float(KL[kind](*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))).mean())
+    assert found["kl"] == pytest.approx(value, rel=1e-4)
+    assert found["loss"] - without["loss"] == pytest.approx(0.5 * value, rel=1e-3)
+    assert abs(found["norm"] - other["norm"]) > 1e-3 < abs(found["norm"] - without["norm"])
