@@ -22,6 +22,7 @@ from memfactory.common.types import Completion, Sampling
 from memfactory.engines.hf import HFEngine
 from memfactory.engines.load import load_model
 from memfactory.engines.weights import checkpoint_weights, save_weights
+from memfactory.trainers.correction import log_mismatch
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
 from memfactory.trainers.metrics import Averages
 
@@ -102,6 +103,14 @@ def test_mismatch_is_the_formula_and_nothing_where_there_is_none() -> None:
     expected = {"mean": 0.8 / 3, "max": 0.5, "kl": (sum(w) - sum(off) - 3) / 3, "ess": sum(w) ** 2 / (3 * sum(x * x for x in w))}
     assert mismatch(trainer, sampler) == pytest.approx(expected, rel=1e-6)
     assert mismatch(trainer, trainer) == {"mean": 0, "max": 0, "kl": 0, "ess": 1}
+
+
+def test_a_sampler_with_other_weights_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    near, far = torch.linspace(-3, -0.1, 20), torch.linspace(-0.1, -6, 20)
+    log_mismatch(Averages(), near, near + 0.1)
+    assert not caplog.text
+    log_mismatch(Averages(), near, far)
+    assert "The sampler's log-probs are not the trainer's: effective sample size 0." in caplog.text
 
 
 # The configuration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -11,6 +12,11 @@ from memfactory.algorithms.packing import MicroBatch, Sample
 from memfactory.algorithms.ratios import mismatch, truncated_weights
 from memfactory.common.config import TrainConfig
 from memfactory.trainers.metrics import Averages
+
+log = logging.getLogger(__name__)
+
+_FAR = 0.5
+"""Below this effective share of the tokens the sampler is another policy, not the same one rounded otherwise."""
 
 
 def sampler_logprobs(sample: Sample) -> tuple[float, ...]:
@@ -40,3 +46,5 @@ def log_mismatch(averages: Averages, trainer: Tensor, sampler: Tensor) -> None:
     averages.maximum("logprob_mismatch_max", found["max"])
     averages.add("mismatch_kl", found["kl"] * number, number)
     averages.add("mismatch_ess", found["ess"] * number, number)
+    if found["ess"] < _FAR:
+        log.warning("The sampler's log-probs are not the trainer's: effective sample size %.2f. Has it the weights of now?", found["ess"])
