@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, local_models
+from memfactory.agents.build import build_agent, local_models, longest_turn
 from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.packing import TrainBatch, pack
@@ -105,7 +105,8 @@ class MemTrainer(BaseTrainer):
             self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference,
+            roles=roles, reference=self.reference, longest=longest_turn(self.agent), graphs=config.engine_graphs,
+            decode_attention=config.decode_attention, share_prefixes=config.share_prefixes,
         )  # fmt: skip
         self.agent.attach(self.models)
 
