@@ -11,5 +11,4 @@ if [ -z "$python" ]; then
     command -v python3 > /dev/null || python=python
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 exec "$python" benchmarks/gpu.py "$@"

@@ -65,7 +65,6 @@ def card(figures: Figures, work: Work, device: str, dry: bool) -> None:
         target = torch.empty_like(source)
         seconds = timed(lambda: target.copy_(source), device, 3 if dry else 10)
         figures.add("copy", bytes_per_second=2 * size / seconds)
-        del source, target
     with figures.attempt("matrix product"):
         n = 256 if dry else 8192
         a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=device) for _ in range(2))
@@ -84,12 +83,27 @@ def timed(call: Any, device: str, repeats: int) -> float:
     return statistics.median(times[2:])
 
 
+def recorded_seconds(call: Any, device: str, repeats: int) -> float:
+    """Seconds of a call without the host's part in it: on a GPU eight of them in a graph."""
+    if device != "cuda":
+        return timed(call, device, repeats)
+    for _ in range(3):
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(8):
+            call()
+    return timed(graph.replay, device, repeats) / 8
+
+
 def decode(figures: Figures, work: Work, device: str, dry: bool, shape: str) -> None:
     """Tokens/s by batch, of ours and of `model.generate`."""
     sizes = SHAPES[shape]
     model = random_model(sizes, device, torch.float32 if dry else torch.bfloat16)
     first = work.batches[0]
-    variants: list[tuple[str, int, dict[str, Any]]] = [(f"ours, batch {n}", n, {"decode_attention": "sdpa"} if dry else {}) for n in work.batches]
+    variants: list[tuple[str, int, dict[str, Any]]] = [
+        (f"ours, batch {n}", n, {"decode_attention": "sdpa"} if dry else {}) for n in work.batches
+    ]
     variants.insert(1, ("generate", first, {}))
     variants += [
         (f"ours, batch {first}, no graphs", first, {"graphs": "off"}),
@@ -104,6 +118,8 @@ def decode(figures: Figures, work: Work, device: str, dry: bool, shape: str) -> 
         if "generate" in figures.content["figures"] and f"ours, batch {first}" in figures.content["figures"]:
             both = [figures.content["figures"][key]["tokens_per_second"] for key in (f"ours, batch {first}", "generate")]
             figures.content["over_generate"] = both[0] / both[1]
+    with figures.attempt("kernels of a step"):
+        figures.content["kernels"] = _profile(model, sizes, work, device)
     figures.save()
 
 
@@ -153,6 +169,34 @@ def _ours(model: PreTrainedModel, shape: Shape, work: Work, device: str, batch: 
     }  # fmt: skip
 
 
+def _profile(model: PreTrainedModel, shape: Shape, work: Work, device: str) -> list[dict[str, Any]]:
+    """The kernels that take longest in the first batch's steps; prefill is before the recording starts."""
+    engine = HFEngine(model, frozenset(), work.batches[0])
+    activity = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    profiler, collect, seen = torch.profiler.profile(activities=[activity]), engine._collect, [0]
+
+    def watched(*args: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == work.skipped:
+            sync(device)
+            profiler.start()
+        if seen[0] == work.skipped + 8:
+            sync(device)
+            profiler.stop()
+        return collect(*args)
+
+    engine._collect = watched  # type: ignore[method-assign]
+
+    async def every() -> None:
+        prompts = _prompts(shape, work.batches[0], work.prompt)
+        await asyncio.gather(*(engine.complete(p, Sampling(work.skipped + 12, stream=(n,))) for n, p in enumerate(prompts)))
+
+    asyncio.run(every())
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, field))[:20]
+    return [{"name": row.key[:90], "calls": row.count, "microseconds": getattr(row, field)} for row in rows]
+
+
 @torch.no_grad()
 def _generate(model: PreTrainedModel, shape: Shape, work: Work, device: str) -> dict[str, Any]:
     """`model.generate` on the same prompts, sampling at temperature 1; the difference of two lengths, without the prefill."""
@@ -174,16 +218,16 @@ def _generate(model: PreTrainedModel, shape: Shape, work: Work, device: str) -> 
 def attention(figures: Figures, work: Work, device: str, dry: bool) -> None:
     """Decode attention alone, one layer: bytes/s of keys and values by kernel and setting."""
     context = work.prompt + work.new // 2
-    for shape, batch in [(shape, batch) for shape in work.shapes for batch in work.batches]:
-        for name, call in _attentions(SHAPES[shape], batch, context, device):
+    for shape, batch in [(shape, batch) for shape in work.shapes for batch in (work.batches[0], work.batches[-1])]:
+        for name, call in _attentions(SHAPES[shape], batch, context, device, variants=shape == work.shapes[0]):
             with figures.attempt(f"{shape}, batch {batch}, {name}"):
-                seconds = timed(call, device, 3 if dry else 15)
+                seconds = recorded_seconds(call, device, 3 if dry else 15)
                 moved = batch * context * SHAPES[shape].token_bytes / SHAPES[shape].num_hidden_layers / seconds
                 ratios = {f"of_{kind}": moved / bandwidth for kind, bandwidth in bandwidths(figures).items()}
                 figures.add(f"{shape}, batch {batch}, {name}", microseconds=1e6 * seconds, bytes_per_second=moved, **ratios)
 
 
-def _attentions(shape: Shape, batch: int, context: int, device: str) -> list[tuple[str, Any]]:
+def _attentions(shape: Shape, batch: int, context: int, device: str, variants: bool) -> list[tuple[str, Any]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     length = -(-context // 64) * 64
     q = torch.randn(batch, shape.num_attention_heads, shape.head_dim, dtype=dtype, device=device)
@@ -197,9 +241,9 @@ def _attentions(shape: Shape, batch: int, context: int, device: str) -> list[tup
         from memfactory.engines import decode_kernels as kernels
 
         calls.append(("triton", lambda: kernels.attend(*inputs, scale)))
-        for splits in (1, 2, 4, 8, 16, 32):
+        for splits in (1, 2, 4, 8, 16, 32) if variants else ():
             calls.append((f"triton, {splits} splits", lambda splits=splits: kernels.attend(*inputs, scale, splits=splits)))
-        for block, warps, stages in ((32, 4, 4), (64, 4, 2), (128, 4, 2), (128, 8, 3)):
+        for block, warps, stages in ((32, 4, 4), (64, 4, 2), (128, 4, 2), (128, 8, 3)) if variants else ():
             own = {"block": block, "warps": warps, "stages": stages}
             calls.append((f"triton, block {block}, warps {warps}, stages {stages}", lambda own=own: kernels.attend(*inputs, scale, **own)))
     return calls

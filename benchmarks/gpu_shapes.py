@@ -46,7 +46,9 @@ class Shape:
     def update_flops(self, lengths: list[int], trained: int) -> float:
         """Operations of a forward and backward pass over rows of these lengths with `trained` tokens at the head, nothing recomputed."""
         layers = 2 * self.block_parameters * sum(lengths)
-        scores = 2 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * sum(n * n for n in lengths)  # causal: half of 4 n^2
+        scores = (
+            2 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * sum(n * n for n in lengths)
+        )  # causal: half of 4 n^2
         return 3 * (layers + scores + 2 * self.vocab_size * self.hidden_size * trained)
 
     def recomputed_flops(self, lengths: list[int]) -> float:

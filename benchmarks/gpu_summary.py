@@ -42,6 +42,9 @@ def _decode(content: dict[str, Any]) -> list[str]:
     if ratios:
         met = "met" if min(ratios) >= GOALS["of_limit"] else "missed"
         lines.append(f"Least part of the bandwidth limit: {min(ratios):.0%} (goal {GOALS['of_limit']:.0%}: {met}).")
+    if content.get("kernels"):
+        lines += ["", "Kernels of eight steps of the first batch, the longest:", "", "| us | calls | |", "|--:|--:|---|"]
+        lines += [f"| {row['microseconds']:.0f} | {row['calls']} | {row['name']} |" for row in content["kernels"]]
     return lines
 
 
@@ -69,7 +72,9 @@ def _plain(content: dict[str, Any]) -> list[str]:
     def shown(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return [f"- {name}: " + ", ".join(f"{key} {shown(value)}" for key, value in figure.items()) for name, figure in content["figures"].items()]
+    return [
+        f"- {name}: " + ", ".join(f"{key} {shown(value)}" for key, value in figure.items()) for name, figure in content["figures"].items()
+    ]
 
 
 def _percent(ratio: float | None) -> str:

@@ -12,6 +12,12 @@ import torch
 from gpu_decode import peak_gb, random_model, reset_peak, sync
 from gpu_figures import Figures
 from gpu_shapes import SHAPES, Shape, Work, card_of, launcher
+
+try:
+    from memfactory.trainers.held import HeldModel
+    from memfactory.trainers.reference import build_reference
+except ModuleNotFoundError:  # a tree without split weights
+    HeldModel = build_reference = None
 from transformers import PreTrainedModel
 
 from memfactory.algorithms.logprobs import without_dropout
@@ -20,10 +26,8 @@ from memfactory.algorithms.packing import Sample, TrainBatch
 from memfactory.common.config import TrainConfig
 from memfactory.common.types import Sampling
 from memfactory.engines.hf import HFEngine
-from memfactory.trainers.held import HeldModel
 from memfactory.trainers.metrics import Averages
 from memfactory.trainers.policy_update import PolicyUpdate
-from memfactory.trainers.reference import build_reference
 
 
 class Training:
@@ -32,13 +36,14 @@ class Training:
     def __init__(self, shape: Shape, config: TrainConfig, device: str) -> None:
         self.config, self.device = config, torch.device(device)
         on_gpu = device == "cuda"
-        self.model: PreTrainedModel = random_model(shape, device, torch.bfloat16 if on_gpu else torch.float32)
-        self.held = HeldModel(self.model, config, on_gpu)
+        self.model: PreTrainedModel = random_model(shape, device, torch.bfloat16 if on_gpu and HeldModel else torch.float32)
+        self.held = HeldModel(self.model, config, on_gpu) if HeldModel else None
+        lean = (self.held.lean,) if self.held else ()
         enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         without_dropout(self.model)
         betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, betas, self.held.lean)
+        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, betas, *lean)
         self.policy = PolicyUpdate(self.model, config, self.device, on_gpu)
 
     def backward(self, batch: TrainBatch) -> float:
@@ -107,9 +112,11 @@ def step(figures: Figures, work: Work, device: str, dry: bool, shape: str) -> No
     chunk, longest, response = (int(flags[name]) // scale for name in ("chunk_size", "max_prompt_length", "max_generate_length"))
     slots = int(flags["engine_slots"]) // (8 if dry else 1)
     training = Training(sizes, settings(dry, work, beta=float(flags["beta"])), device)
-    held = training.held.held
-    figures.add("settings", engine_slots=slots, turn=longest + response, master_weights=held.master_weights, moments=held.moments)
+    figures.add("settings", engine_slots=slots, turn=longest + response, **(training.held.state() if training.held else {}))
     with figures.attempt("reference"):
+        if training.held is None:
+            raise NotImplementedError("this tree has no memfactory.trainers.held")
+        held = training.held.held
         reference = build_reference(held.reference, training.model, training.device, not dry)
         reset_peak(device)
         with reference.scoring() as starting:

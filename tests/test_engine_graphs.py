@@ -53,7 +53,7 @@ class Recording(TorchDispatchMode):
     def replay(self) -> None:
         now: dict[int, Tensor] = {}
         for func, args, kwargs, outs in self.operations:
-            args, kwargs = tree_map_only(Tensor, lambda t: now.get(id(t), t), (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda t, now=now: now.get(id(t), t), (args, kwargs))
             new = func(*args, **kwargs)
             news = [o for o in (new if isinstance(new, (tuple, list)) else [new]) if isinstance(o, Tensor)]
             now |= {id(old): fresh for old, fresh in zip(outs, news, strict=True)}
@@ -142,8 +142,8 @@ def test_a_longer_row_than_any_known_waits_for_a_new_cache(models: dict) -> None
 
 
 def test_longer_streams_than_any_known_are_drawn_right(models: dict) -> None:
-    requests = [((5, 9), Sampling(50, stream=(0,))), ((5, 8), Sampling(100, stream=(1,)))]
-    outs = serve(graphed(models["qwen3"], 2, stops=frozenset()), requests, stagger=20)
+    requests = [((5, 9), Sampling(20, stream=(0,))), ((5, 8), Sampling(45, stream=(1,)))]
+    outs = serve(graphed(models["qwen3"], 2, stops=frozenset()), requests, stagger=10)
     assert same(outs, serve(HFEngine(models["qwen3"], frozenset(), 2), requests))
 
 

@@ -1,8 +1,10 @@
 """Triton kernels of a decode step: one new token per row against a cache of slots.
 
-Only imported where Triton is; torch for CUDA brings it. Each rounds where the model's own forward rounds. What they compute is said by their twins in `decode_ops`, which tests compare them with.
+Only imported where Triton is; torch for CUDA brings it. Each rounds where the model's own forward rounds. What they compute is
+said by their twins in `decode_ops`, which tests compare them with.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 from typing import Any

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memfactory.algorithms.logprobs import autocast, logits_at
-from memfactory.engines.fused import build_decoder
+from memfactory.engines.fused import build_decoder, kernel_errors
 from memfactory.engines.slot_cache import SlotCache
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -54,13 +54,21 @@ class DecodeForward:
             return
         self._checked = True
         tokens, positions = tokens[:4], positions[:4]  # the model's own attention repeats what it reads, as often as heads share it
-        fused = self.logits(tokens, positions, cache, span)
+        try:
+            fused = self.logits(tokens, positions, cache, span)
+        except kernel_errors() as error:
+            self._give_up(f"it does not run here ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})")
+            return
         with torch.inference_mode():
             plain = self._by_model(tokens, positions, cache, span)
         off = float((fused - plain).norm() / (plain - plain.mean(-1, keepdim=True)).norm())
         if not off < CLOSE.get(self.model.dtype, 1e-3):
-            log.warning("Decode steps use the model's own forward: %s attention is off by %.3g here.", self.fused.attention, off)
-            self.fused = None
+            self._give_up(f"it is off by {off:.3g} here")
+
+    def _give_up(self, reason: str) -> None:
+        assert self.fused is not None
+        log.warning("Decode steps use the model's own forward: %s attention: %s.", self.fused.attention, reason)
+        self.fused = None
 
     def _by_model(self, tokens: Tensor, positions: Tensor, cache: SlotCache, span: int) -> Tensor:
         cache.aim(positions, span)
@@ -85,7 +93,7 @@ def fp32_head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     assert head is not None
     weight, bias = head.weight, getattr(head, "bias", None)
     if hidden.is_cuda and hidden.dtype == weight.dtype == torch.bfloat16:
-        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)  # type: ignore[call-overload]
+        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:
         logits = hidden.float() @ weight.float().t()
     return logits if bias is None else logits + bias.float()

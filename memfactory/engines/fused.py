@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class FusedDecoder:
 
     def __init__(self, model: PreTrainedModel, attention: str) -> None:
         self.attention = attention
-        self._base: Any = model.base_model
+        self._base = cast(Any, model.base_model)
         self._attend = _attend_of(attention)
         self._ops = _ops_for(model.device)
         own = self._base.layers[0].self_attn
@@ -95,10 +95,11 @@ def _not_fused(model: PreTrainedModel, bf16: bool) -> str:
         return f"the architecture {config.model_type!r} is not one of {', '.join(FAMILY)}"
     if config.hidden_act != "silu":
         return f"the activation {config.hidden_act!r} is not silu"
+    base = cast(Any, model.base_model)
     kinds = {parameter.dtype for parameter in model.parameters()}
     if len(kinds) > 1 or (bf16 and kinds != {torch.bfloat16}):
         return "the weights are not all of the type that is computed in"
-    dim = model.base_model.layers[0].self_attn.head_dim  # type: ignore[index,union-attr]
+    dim = base.layers[0].self_attn.head_dim
     turned = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
     if turned != 1.0:
         return f"only {turned:.0%} of a head's numbers are turned by position"
@@ -115,6 +116,16 @@ def not_here(attention: str, on_gpu: bool) -> str:
     if package and importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     return ""
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """What a kernel may raise that this machine's compiler, driver or card does not take."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, AttributeError, ImportError, OSError)
+    if importlib.util.find_spec("triton") is not None:
+        from triton.errors import TritonError  # only where Triton is
+
+        errors = (*errors, TritonError)
+    return errors
 
 
 def _attend_of(attention: str) -> Attend:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -160,6 +161,10 @@ class HFEngine:
     @torch.inference_mode()
     def _tick(self) -> list[tuple[_Request, Completion]]:
         """Admit, start a decode step for every row, and return the requests that ended in the step before or, on a CPU, in this one."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():  # kernels go to the thread's own device
+            return self._admit_and_step()
+
+    def _admit_and_step(self) -> list[tuple[_Request, Completion]]:
         self._retire([at for at, row in enumerate(self._rows) if row is not None and row.future.done()])  # its caller gave up
         self._waiting = [r for r in self._waiting if not r.future.done()]
         live = sum(row is not None for row in self._rows)

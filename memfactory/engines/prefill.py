@@ -103,7 +103,7 @@ def _continued(model: PreTrainedModel, once: DynamicCache, rest: list[Ids]) -> D
 
 
 def _padded(prompts: list[Ids]) -> Tensor:
-    """Token ids [rows, longest]. A prompt of no tokens has nothing to prefill: one dummy token keeps the shapes, and nothing sees its key."""
+    """Token ids [rows, longest]. Where there is nothing to prefill one dummy token keeps the shapes; nothing sees its key."""
     ids = torch.zeros(len(prompts), max(1, *map(len, prompts)), dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)

@@ -57,7 +57,7 @@ def sample_in_blocks(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tu
 
 
 def _first_above(edges: Tensor, mark: Tensor) -> Tensor:
-    """[n] the first column whose edge [n, V] is above `mark` [n, 1], which rounding may put at or above the last: then the last possible."""
+    """[n] the first column whose edge [n, V] is above `mark` [n, 1]; the last possible one, if rounding put the mark beyond all."""
     mark = torch.minimum(mark, torch.nextafter(edges[:, -1:], torch.zeros_like(edges[:, -1:])))
     return torch.searchsorted(edges, mark, right=True)[:, 0].clamp_(max=edges.shape[1] - 1)
 
