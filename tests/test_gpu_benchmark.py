@@ -18,16 +18,21 @@ from gpu_figures import Figures  # noqa: E402
 from gpu_shapes import SHAPES, card_of, launcher  # noqa: E402
 
 BLOCKED = """
-import sys, importlib
+import sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+absent = {"rich", "sklearn", "scipy", "openai", "dotenv", "nltk", "bm25s", "json_repair", "matplotlib", "peft", "swanlab", "pymilvus",
+          "neo4j", "pandas", "pyarrow", "datasets", "trl", "vllm", "hypothesis"}
+for name in [name for name in sys.modules if name.partition(".")[0] in absent]:
+    del sys.modules[name]  # transformers takes what it finds
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"rich", "sklearn", "scipy", "openai", "dotenv", "nltk", "bm25s", "json_repair", "matplotlib", "peft",
-                                      "swanlab", "pymilvus", "neo4j", "pandas", "pyarrow", "datasets", "trl", "vllm", "hypothesis"}:
+        if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 sys.path.insert(0, "benchmarks")
 import gpu_decode, gpu_update
 """
+"""What transformers needs is loaded first; then only what it brings may be asked for."""
 
 
 def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:

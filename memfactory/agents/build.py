@@ -46,7 +46,7 @@ def local_models(
     max_prompt_length: int | None = None,
     roles: Mapping[str, str] | None = None,
     reference: PreTrainedModel | None = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Models:
     """Chat models over weights in this process: the policy, the reference if its weights are given, and the APIs that roles name.
 
@@ -54,7 +54,7 @@ def local_models(
     """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
-        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **options)
+        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
         return LocalChat(tokenizer, engine, max_prompt_length)
 
     chats: dict[str, ChatModel] = {"policy": chat(model)}
@@ -137,7 +137,11 @@ def open_models(
     dtype = torch.bfloat16 if on_gpu else torch.float32
     weights = load_causal_lm(model, device, dtype)
     other = load_causal_lm(str(reference), device, dtype) if "reference" in roles.values() else None
-    return local_models(weights, load_tokenizer(model), bf16=on_gpu, roles=roles, reference=other, longest=longest_turn(agent), **given)
+    slots, prompt = given.pop("slots", 192), given.pop("max_prompt_length", None)
+    return local_models(
+        weights, load_tokenizer(model), slots=slots, bf16=on_gpu, max_prompt_length=prompt, roles=roles, reference=other,
+        options={"longest": longest_turn(agent), **given},
+    )  # fmt: skip
 
 
 def _vllm(model: str, device: str, options: dict[str, Any], roles: Mapping[str, str]) -> LocalChat:

@@ -125,9 +125,6 @@ class TrainConfig:
                 f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "
                 "Give it, for example --max_generate_length 1024."
             )
-        for name, known in (("engine_graphs", ENGINE_GRAPHS), ("decode_attention", DECODE_ATTENTIONS)):
-            if getattr(self, name) not in known:
-                raise unknown_name(name, getattr(self, name), known)
         if self.old_logprobs not in ("sampler", "frozen", "recompute"):
             raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
 

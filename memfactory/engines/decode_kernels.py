@@ -4,7 +4,6 @@ Only imported where Triton is; torch for CUDA brings it. Each rounds where the m
 said by their twins in `decode_ops`, which tests compare them with.
 """
 
-# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 from typing import Any
@@ -23,10 +22,11 @@ PROGRAMS = 2112
 
 @triton.jit
 def _attend_part(
-    q_ptr, k_ptr, v_ptr, lengths_ptr, acc_ptr, max_ptr, sum_ptr, scale,
-    slot_stride, head_stride, position_stride, kv_heads, splits,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, lengths_ptr: tl.tensor, acc_ptr: tl.tensor,
+    max_ptr: tl.tensor, sum_ptr: tl.tensor, scale: tl.tensor, slot_stride: tl.tensor, head_stride: tl.tensor, position_stride: tl.tensor,
+    kv_heads: tl.tensor, splits: tl.tensor, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+) -> None:  # fmt: skip
     """One row, one key-value head and its GROUP queries, over one of `splits` stretches of the row's keys."""
     row, part = tl.program_id(0) // kv_heads, tl.program_id(1)
     head = tl.program_id(0) % kv_heads
@@ -62,7 +62,15 @@ def _attend_part(
 
 
 @triton.jit
-def _attend_merge(acc_ptr, max_ptr, sum_ptr, out_ptr, splits, SPLITS: tl.constexpr, DIM: tl.constexpr):
+def _attend_merge(
+    acc_ptr: tl.tensor,
+    max_ptr: tl.tensor,
+    sum_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    splits: tl.tensor,
+    SPLITS: tl.constexpr,
+    DIM: tl.constexpr,
+) -> None:
     """One query head of one row: its stretches' softmaxes as one."""
     head = tl.program_id(0).to(tl.int64)
     parts, dims = tl.arange(0, SPLITS), tl.arange(0, DIM)
@@ -77,8 +85,9 @@ def _attend_merge(acc_ptr, max_ptr, sum_ptr, out_ptr, splits, SPLITS: tl.constex
 
 @triton.jit
 def _add_norm(
-    x_ptr, delta_ptr, weight_ptr, sum_ptr, out_ptr, width, eps, ADD: tl.constexpr, BLOCK_W: tl.constexpr
-):  # fmt: skip
+    x_ptr: tl.tensor, delta_ptr: tl.tensor, weight_ptr: tl.tensor, sum_ptr: tl.tensor, out_ptr: tl.tensor,
+    width: tl.tensor, eps: tl.tensor, ADD: tl.constexpr, BLOCK_W: tl.constexpr
+) -> None:  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_W)
     real = columns < width
@@ -93,7 +102,7 @@ def _add_norm(
 
 
 @triton.jit
-def _silu_mul(gate_ptr, up_ptr, out_ptr, number, BLOCK_W: tl.constexpr):
+def _silu_mul(gate_ptr: tl.tensor, up_ptr: tl.tensor, out_ptr: tl.tensor, number: tl.tensor, BLOCK_W: tl.constexpr) -> None:
     at = tl.program_id(0).to(tl.int64) * BLOCK_W + tl.arange(0, BLOCK_W)
     real = at < number
     gate = tl.load(gate_ptr + at, mask=real, other=0.0)
@@ -104,7 +113,10 @@ def _silu_mul(gate_ptr, up_ptr, out_ptr, number, BLOCK_W: tl.constexpr):
 
 
 @triton.jit
-def _turn_one(x_ptr, weight_ptr, cos_ptr, sin_ptr, to_ptr, eps, NORM: tl.constexpr, TURN: tl.constexpr, HALF: tl.constexpr):
+def _turn_one(
+    x_ptr: tl.tensor, weight_ptr: tl.tensor, cos_ptr: tl.tensor, sin_ptr: tl.tensor, to_ptr: tl.tensor, eps: tl.tensor,
+    NORM: tl.constexpr, TURN: tl.constexpr, HALF: tl.constexpr,
+) -> None:  # fmt: skip
     """One head of DIM = 2 * HALF numbers: normed, turned by its position's angles, stored."""
     dims = tl.arange(0, HALF)
     one, two = tl.load(x_ptr + dims), tl.load(x_ptr + HALF + dims)
@@ -126,9 +138,10 @@ def _turn_one(x_ptr, weight_ptr, cos_ptr, sin_ptr, to_ptr, eps, NORM: tl.constex
 
 @triton.jit
 def _turn_and_store(
-    q_ptr, k_ptr, v_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, positions_ptr, turned_ptr, keys_ptr, values_ptr,
-    eps, slot_stride, head_stride, position_stride, heads, kv_heads, NORM: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
+    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, q_weight_ptr: tl.tensor, k_weight_ptr: tl.tensor,
+    cos_ptr: tl.tensor, sin_ptr: tl.tensor, positions_ptr: tl.tensor, turned_ptr: tl.tensor, keys_ptr: tl.tensor, values_ptr: tl.tensor,
+    eps: tl.tensor, slot_stride: tl.tensor, head_stride: tl.tensor, position_stride: tl.tensor, heads: tl.tensor, kv_heads: tl.tensor, NORM: tl.constexpr, HALF: tl.constexpr,
+) -> None:  # fmt: skip
     """One row and one head: of the queries, which go to `turned`, of the keys or of the values, which go to the cache."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     DIM: tl.constexpr = 2 * HALF

@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # importing it takes two seconds
 Ids = tuple[int, ...]
 
 SHARED = 64
-"""Fewest tokens that prompts must have in common to compute them once: below it a second forward costs more (measured on a CPU)."""
+"""Fewest tokens that prompts must have in common to compute them once: two forwards cost more for less (docs/performance.md)."""
 
-SHARED_PART = 0.5
+SHARED_PART = 0.4
 """Least part of the prompts' tokens that sharing must save: the rest is then computed against a mask, which is slower per token."""
 
 

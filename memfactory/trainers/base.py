@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
 from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
-from memfactory.common.config import TrainConfig
+from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
@@ -266,6 +266,7 @@ def _check_choices(config: TrainConfig) -> None:
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
     }  # fmt: skip
+    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)

@@ -103,10 +103,10 @@ class MemTrainer(BaseTrainer):
         self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
         if self.reference is not None and self.bf16:
             self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
+        engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference, longest=longest_turn(self.agent), graphs=config.engine_graphs,
-            decode_attention=config.decode_attention, share_prefixes=config.share_prefixes,
+            roles=roles, reference=self.reference, options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
 
