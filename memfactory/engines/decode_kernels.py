@@ -138,9 +138,10 @@ def _turn_one(
 
 @triton.jit
 def _turn_and_store(
-    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, q_weight_ptr: tl.tensor, k_weight_ptr: tl.tensor,
-    cos_ptr: tl.tensor, sin_ptr: tl.tensor, positions_ptr: tl.tensor, turned_ptr: tl.tensor, keys_ptr: tl.tensor, values_ptr: tl.tensor,
-    eps: tl.tensor, slot_stride: tl.tensor, head_stride: tl.tensor, position_stride: tl.tensor, heads: tl.tensor, kv_heads: tl.tensor, NORM: tl.constexpr, HALF: tl.constexpr,
+    q_ptr: tl.tensor, k_ptr: tl.tensor, v_ptr: tl.tensor, q_weight_ptr: tl.tensor, k_weight_ptr: tl.tensor, cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor, positions_ptr: tl.tensor, turned_ptr: tl.tensor, keys_ptr: tl.tensor, values_ptr: tl.tensor, eps: tl.tensor,
+    slot_stride: tl.tensor, head_stride: tl.tensor, position_stride: tl.tensor, heads: tl.tensor, kv_heads: tl.tensor,
+    NORM: tl.constexpr, HALF: tl.constexpr,
 ) -> None:  # fmt: skip
     """One row and one head: of the queries, which go to `turned`, of the keys or of the values, which go to the cache."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
