@@ -12,12 +12,6 @@ import torch
 from gpu_decode import peak_gb, random_model, reset_peak, sync
 from gpu_figures import Figures
 from gpu_shapes import SHAPES, Shape, Work, card_of, launcher
-
-try:
-    from memfactory.trainers.held import HeldModel
-    from memfactory.trainers.reference import build_reference
-except ModuleNotFoundError:  # a tree without split weights
-    HeldModel = build_reference = None
 from transformers import PreTrainedModel
 
 from memfactory.algorithms.logprobs import without_dropout
@@ -26,8 +20,10 @@ from memfactory.algorithms.packing import Sample, TrainBatch
 from memfactory.common.config import TrainConfig
 from memfactory.common.types import Sampling
 from memfactory.engines.hf import HFEngine
+from memfactory.trainers.held import HeldModel
 from memfactory.trainers.metrics import Averages
 from memfactory.trainers.policy_update import PolicyUpdate
+from memfactory.trainers.reference import build_reference
 
 
 class Training:
@@ -36,14 +32,13 @@ class Training:
     def __init__(self, shape: Shape, config: TrainConfig, device: str) -> None:
         self.config, self.device = config, torch.device(device)
         on_gpu = device == "cuda"
-        self.model: PreTrainedModel = random_model(shape, device, torch.bfloat16 if on_gpu and HeldModel else torch.float32)
-        self.held = HeldModel(self.model, config, on_gpu) if HeldModel else None
-        lean = (self.held.lean,) if self.held else ()
+        self.model: PreTrainedModel = random_model(shape, device, torch.bfloat16 if on_gpu else torch.float32)
+        self.held = HeldModel(self.model, config, on_gpu)
         enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         without_dropout(self.model)
         betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, betas, *lean)
+        self.optimizers = build_optimizers(self.model, config.optimizer, config.lr, config.weight_decay, betas, self.held.lean)
         self.policy = PolicyUpdate(self.model, config, self.device, on_gpu)
 
     def backward(self, batch: TrainBatch) -> float:
@@ -66,7 +61,7 @@ class Training:
 
 def settings(dry: bool, work: Work, **more: Any) -> TrainConfig:
     """The trainer's defaults for a GPU."""
-    return TrainConfig(gradient_checkpointing=True, tokens_per_micro_batch=work.rows * work.row, bf16=not dry, share_prompts=False, **more)
+    return TrainConfig(gradient_checkpointing=True, tokens_per_micro_batch=work.rows * work.row, bf16=not dry, packing="rows", **more)
 
 
 def batch_of(shape: Shape, work: Work, micro_batches: int) -> TrainBatch:
@@ -112,10 +107,8 @@ def step(figures: Figures, work: Work, device: str, dry: bool, shape: str) -> No
     chunk, longest, response = (int(flags[name]) // scale for name in ("chunk_size", "max_prompt_length", "max_generate_length"))
     slots = int(flags["engine_slots"]) // (8 if dry else 1)
     training = Training(sizes, settings(dry, work, beta=float(flags["beta"])), device)
-    figures.add("settings", engine_slots=slots, turn=longest + response, **(training.held.state() if training.held else {}))
+    figures.add("settings", engine_slots=slots, turn=longest + response, **training.held.state())
     with figures.attempt("reference"):
-        if training.held is None:
-            raise NotImplementedError("this tree has no memfactory.trainers.held")
         held = training.held.held
         reference = build_reference(held.reference, training.model, training.device, not dry)
         reset_peak(device)

@@ -14,7 +14,6 @@ loss averages over all tokens of an update with one denominator. Knows no stage,
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import resource
@@ -46,6 +45,7 @@ from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
 from memfactory.trainers.metrics import Averages, rollout_metrics
 from memfactory.trainers.policy_update import PolicyUpdate
+from memfactory.trainers.reference import build_reference
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -79,6 +79,8 @@ class MemTrainer(BaseTrainer):
     ) -> None:
         if config.num_generations < 2:
             raise ConfigError("--num_generations 1: an attempt is compared with others of its group, so 2 is the least.")
+        if config.lora_dropout:
+            raise ConfigError(f"--lora_dropout {config.lora_dropout}: a policy gradient is of the policy that sampled. Leave it at 0.")
         if env is None and not config.data_path:
             raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
         # The data before the weights: a wrong path should not cost the loading of a model.
@@ -100,13 +102,13 @@ class MemTrainer(BaseTrainer):
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
-        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
-        if self.reference is not None and self.bf16:
-            self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
+        assert self.held is not None
+        self.reference = build_reference(self.held.held.reference, self.model, self.device, self.bf16) if needs_reference else None
         engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference, options=engine | {"longest": longest_turn(self.agent)},
+            roles=roles, reference=self.reference.resident if self.reference is not None else None,
+            options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
 
@@ -178,7 +180,8 @@ class MemTrainer(BaseTrainer):
         if config.old_logprobs == "frozen":
             data = self.policy.recomputed(data, averages, measure=True)
         if config.beta > 0 and self.reference is not None:
-            data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
+            with self.reference.scoring() as starting:
+                data = replace(data, samples=self.policy.with_logprobs(data.samples, starting, "ref_logprobs"))
         metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
         metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)
