@@ -22,7 +22,8 @@ PUBLIC = set(
 """What the public launchers pass."""
 
 FLAGS = PUBLIC | set(
-    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots advantage credit loss "
+    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots "
+    "engine_graphs decode_attention share_prefixes advantage credit loss "
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
@@ -254,7 +255,7 @@ def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_i
 
 MAY_CHANGE = set(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path report_to "
-    "wandb_name threads device".split()
+    "wandb_name threads device engine_graphs".split()
 )
 
 

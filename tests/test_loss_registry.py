@@ -113,13 +113,13 @@ def test_absurd_ratios_stay_finite(name: str) -> None:
 # A turn is never cut
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("backend", [None, "sdpa4d", "paths"])
 @pytest.mark.parametrize("budget", [1, 9, 20, 45, 1 << 20])
-def test_a_micro_batch_holds_whole_turns_in_their_order(budget: int, share: bool) -> None:
+def test_a_micro_batch_holds_whole_turns_in_their_order(budget: int, backend: str | None) -> None:
     samples = make_samples(5, [0, 0, 1, 2, 2, 3, 4], [0, 0, 0, 1, 1, 1, 1])
     samples += [type(s)(s.prompt_ids, s.response_ids[::-1], s.old_logprobs, -s.advantage, 9, 2) for s in samples[:3]]
     seen = []
-    for micro in TrainBatch(samples).micro_batches(budget, share_prompts=share):
+    for micro in TrainBatch(samples).micro_batches(budget, backend):
         lengths = [len(s.response_ids) for s in micro.samples]
         segments = segments_of(lengths)
         assert len(segments) == len(micro.targets) == sum(lengths)

@@ -19,6 +19,9 @@ from memfactory.common.flags import FlagParser, gathered, mapping_of, option
 
 _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
 
+ENGINE_GRAPHS = ("auto", "on", "off")
+DECODE_ATTENTIONS = ("auto", "model", "sdpa", "flash", "triton")
+
 _MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options", "loss_options", "engine_options")
 
 _CHOICES = {
@@ -30,7 +33,7 @@ _CHOICES = {
 
 _FREE_ON_RESUME = frozenset(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
-    "report_to wandb_name threads device".split()
+    "report_to wandb_name threads device engine_graphs".split()
 )
 """Options that do not decide what a step computes: they may differ between a run and its resumption."""
 
@@ -64,7 +67,10 @@ class TrainConfig:
     max_generate_length: int | None = option(None, "Most tokens sampled in a turn.")
     train_extraction: bool | None = option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
     train_update: bool | None = option(None, "Role of the stage update: True is policy, False policy_nograd.")
-    engine_slots: int = option(192, "Most requests that decode together.")
+    engine_slots: int = option(192, "Most requests that decode together; on a GPU as many of them as the free memory holds.")
+    engine_graphs: str = option("auto", "Decode steps as recorded CUDA graphs: auto (on a GPU), on or off.")
+    decode_attention: str = option("auto", "Decode steps: auto, model (transformers' forward), or fused with sdpa, flash or triton.")
+    share_prefixes: bool = option(True, "Compute long common beginnings of prompts once in the rollout's prefill.")
     engine: str = option(
         "hf", "What samples in rollouts: hf (over the trained weights themselves) or vllm (over a copy, renewed after every step)."
     )

@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, local_models
+from memfactory.agents.build import build_agent, local_models, longest_turn
 from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.objective import check_objective, loss_defaults
@@ -109,9 +109,11 @@ class MemTrainer(BaseTrainer):
         needs_reference = config.beta > 0 or "reference" in roles.values()
         assert self.held is not None
         self.reference = build_reference(self.held.held.reference, self.model, self.device, self.bf16) if needs_reference else None
+        engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
             roles=roles, reference=self.reference.resident if self.reference is not None else None, policy=self._copy_of_the_policy(),
+            options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
 
