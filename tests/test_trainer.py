@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from memfactory.algorithms.logprobs import response_logprobs
+from memfactory.algorithms.tree_attention import attending
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError, UserError
 from memfactory.common.files import read_jsonl, write_json, write_jsonl
@@ -267,8 +268,8 @@ def test_the_reference_stays_the_base_model(grpo: Callable[..., MemTrainer], bas
     assert trainer.reference is not None and trainer.reference.resident is not None
     for step in range(3):
         rollout = trainer._rollout()
-        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, True):
-            with torch.no_grad():
+        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, trainer.policy.backend):
+            with torch.no_grad(), attending(base[0], trainer.policy.backend):
                 assert micro.ref is not None and torch.equal(response_logprobs(base[0].eval(), micro)[0], micro.ref)
         trainer.training_step()
         trainer.step = step + 1

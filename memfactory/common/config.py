@@ -94,7 +94,9 @@ class TrainConfig:
     lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
     max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
     tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
-    share_prompts: bool = option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
+    packing: str = option("tree", "What the update computes: tree (what turns share at their beginning, once) or rows (each turn alone).")
+    attention_backend: str = option("auto", "How packing tree attends: auto, sdpa4d, paths, flash or flex (docs/performance.md).")
+    share_prompts: bool = option(True, "Older spelling: False means --packing rows.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass.")
     master_weights: str | None = option(
         None, "fp32, or split: bf16 weights, which the sampler reads too, and 16 bits each that restore fp32. Default: split on a GPU."

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
-from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
+from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
+from memfactory.algorithms.tree_attention import BACKENDS
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
@@ -275,6 +276,7 @@ def _check_choices(config: TrainConfig) -> None:
     """Names that are read in the first step, checked before anything is loaded or written."""
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
+        "packing": PACKINGS, "attention_backend": BACKENDS,
     }  # fmt: skip
     for name, known in choices.items():
         if getattr(config, name) not in known:

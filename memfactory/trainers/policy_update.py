@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs
+from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
+from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
 from memfactory.common.registry import LOSS_REGISTRY
 from memfactory.trainers.metrics import Averages
@@ -27,7 +28,9 @@ class PolicyUpdate:
 
     def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
         self.model, self.config, self.device, self.bf16 = model, config, device, bf16
-        self.shares_prompts = config.share_prompts and can_share_prompts(model)
+        trees = config.packing == "tree" and config.share_prompts
+        half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
+        self.backend = choose_backend(model, config.attention_backend, half) if trees else None
         self._loss = partial(
             LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
         )
@@ -47,8 +50,8 @@ class PolicyUpdate:
         """The samples with `field` filled from a forward pass of `model`."""
         filled: dict[int, Sample] = {}
         place = {id(sample): at for at, sample in enumerate(samples)}
-        with evaluating(model):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+        with evaluating(model), attending(model, self.backend):
+            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend):
                 with autocast(self.device, self.bf16):
                     values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -60,12 +63,13 @@ class PolicyUpdate:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.backend):
             micro = micro.to(self.device)
-            with autocast(self.device, self.bf16):
-                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
-            loss = self._micro_loss(micro, logprobs, averages)
-            loss.backward()
+            with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
+                with autocast(self.device, self.bf16):
+                    logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
+                loss = self._micro_loss(micro, logprobs, averages)
+                loss.backward()
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
             if measure_mismatch:
