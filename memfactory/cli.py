@@ -1,4 +1,4 @@
-"""`memfactory train | eval | report | compare | judge | chat | data | list`: the command line. Prints; a user's mistake is one line.
+"""`memfactory train | plan | eval | report | compare | judge | chat | data | list`: the command line. Prints; a user's mistake is one line.
 
 Knows the commands, not what they do.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 USAGE = """memfactory: train agents that manage their own memory
 
   memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
+  memfactory plan --model M --gpu 80 [--flag value ...] what fits a GPU
   memfactory eval --models M ... --datasets D ...      models x data sets
   memfactory eval --models M ... --tasks TASK=FILE ... models x benchmarks
   memfactory report FOLDER [--export lm-eval]          the report made again
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
         "train": train, "eval": evaluate, "report": report_again, "compare": compare_two, "judge": judge, "chat": chat_with,
-        "data": data, "list": list_parts,
+        "data": data, "list": list_parts, "plan": plan,
     }  # fmt: skip
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -116,6 +117,19 @@ def train(arguments: Sequence[str]) -> None:
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (%s)", last, trainer.checkpoints_are_for)
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`memfactory plan`."""
+    from memfactory.common.config import read_config
+    from memfactory.trainers.plan_table import USAGE as PLAN_USAGE
+    from memfactory.trainers.plan_table import plan as plan_run
+
+    if any(word in ("-h", "--help") for word in arguments):
+        Console().print(PLAN_USAGE, highlight=False, soft_wrap=True, markup=False)
+        return 0
+    register_parts()
+    return plan_run(arguments, Console(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -214,9 +228,9 @@ def slots_of(config: TrainConfig) -> list[str]:
 
 
 def defaults_of(config: TrainConfig) -> dict[str, Any]:
-    """The options for which the chosen trainer, which may be one's own, has another default."""
+    """The options for which the chosen trainer or its loss, which may be one's own, has another default."""
     import_plugins(config.plugins)
-    return getattr(TRAINER_REGISTRY.get(config.trainer), "defaults", {})
+    return TRAINER_REGISTRY.get(config.trainer).defaults_for(config.loss)  # type: ignore[attr-defined]
 
 
 def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:

@@ -13,8 +13,9 @@ from helpers_algorithms import make_samples, make_trainer, one_micro_batch, tiny
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from memfactory.algorithms.kl import k3_kl
 from memfactory.algorithms.logprobs import evaluating, response_logits, response_logprobs
-from memfactory.algorithms.losses import clipped_surrogate, k3_kl
+from memfactory.algorithms.losses import clipped_surrogate
 from memfactory.algorithms.packing import AGGREGATIONS, Sample, TrainBatch
 from memfactory.trainers.metrics import Averages
 
@@ -125,7 +126,7 @@ def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
     model, samples = tiny_qwen3(), make_samples(7, TRAJECTORIES, GROUPS)
     seen: list[Tensor] = []
     model.model.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state) or seen[-1].retain_grad())
-    gradients(model, samples, 1 << 20, **UNCLIPPED)
+    gradients(model, samples, 1 << 20, packing="rows", **UNCLIPPED)
     touched = seen[0].grad.abs().sum(-1) > 0
     expected = torch.zeros_like(touched)
     for row, sample in enumerate(one_micro_batch(samples).samples):

@@ -138,6 +138,7 @@ def test_asking_for_swanlab_without_it_says_how_to_get_it(monkeypatch: pytest.Mo
         TRACKER_REGISTRY.get("swanlab")(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("swanlab") is None, reason="swanlab is not installed")
 def test_swanlab_logs_without_a_key_and_without_a_network(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SWANLAB")}

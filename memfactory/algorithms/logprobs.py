@@ -6,7 +6,6 @@ rounding alone is of the size of a ratio's clip. Where their logits would be lar
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from memfactory.algorithms.chunked_logprobs import chunked_logprobs
 from memfactory.algorithms.packing import MicroBatch
+from memfactory.algorithms.tree_attention import model_inputs
 from memfactory.common.errors import unknown_name
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -45,15 +45,17 @@ def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, 
         return model(**inputs).logits[where].float()
     hidden = model.base_model(**inputs).last_hidden_state[where]
     with torch.autocast(hidden.device.type, enabled=False):
-        bias = getattr(head, "bias", None)
-        return torch.nn.functional.linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
+        return torch.nn.functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())
 
 
-def plain_head(model: PreTrainedModel) -> Any | None:
-    """The module whose weight [V, H] (and bias) alone makes logits of hidden states, or None if the model changes them after it."""
+def plain_head(model: PreTrainedModel) -> torch.nn.Linear | None:
+    """The layer whose weight [V, H] (and bias) alone makes logits of hidden states.
+
+    None if there is more to it: an adapter in the layer, a packed weight, or a model that changes logits after it.
+    """
     head = model.get_output_embeddings()
     changes = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
-    return None if changes else head
+    return None if changes or type(head) is not torch.nn.Linear else head
 
 
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
@@ -63,20 +65,9 @@ def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
 
 def _inputs(model: PreTrainedModel, micro: MicroBatch) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": micro.ids, "use_cache": False}
-    if micro.hidden is not None:
-        device = micro.ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-        # Additive: a boolean 4-D mask is silently wrong under eager attention.
-        mask = torch.zeros(micro.hidden.shape, dtype=dtype, device=micro.ids.device).masked_fill_(micro.hidden, torch.finfo(dtype).min)
-        inputs |= {"position_ids": micro.positions, "attention_mask": mask}
+    if micro.tree is not None:
+        inputs |= model_inputs(model, micro.tree)
     return inputs
-
-
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """True if a token's place and sight can be said: positions, and attention that takes a mask (a GPU's fast kernels do not)."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    told = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager") and kinds == {"full_attention"} and told
 
 
 def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0, chunks: str = "auto") -> tuple[Tensor, Tensor]:
@@ -90,7 +81,7 @@ def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: fl
     if head is None or not is_chunked(chunks, len(micro.targets) * len(head.weight)):
         return dense_logprobs(response_logits(model, micro), micro.targets, temperature)
     hidden = model.base_model(**_inputs(model, micro)).last_hidden_state[micro.rows, micro.cols]
-    return chunked_logprobs(hidden, head.weight, micro.targets, temperature, getattr(head, "bias", None))
+    return chunked_logprobs(hidden, head.weight, micro.targets, temperature, head.bias)
 
 
 def is_chunked(chunks: str, logits: int) -> bool:

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
-from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
-from memfactory.common.config import TrainConfig
+from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
+from memfactory.algorithms.tree_attention import BACKENDS
+from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
@@ -34,6 +35,7 @@ from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
+from memfactory.trainers.held import HeldModel, loading_type
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -64,14 +66,16 @@ class BaseTrainer(ABC):
         self._resume_from = self._find_checkpoint()
         model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
+        self.held = HeldModel(self.model, config, self.device.type == "cuda") if self.trains_lm else None
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
             # transformers 5.23 renamed it and warns of the old name; older versions have only that.
             enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.optimizers = build_optimizers(
-            self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2)
-        )
+            self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2),
+            self.held.lean if self.held is not None else None,
+        )  # fmt: skip
         self.step = 0
         self.updates = 0
         self.skipped_updates = 0
@@ -88,13 +92,16 @@ class BaseTrainer(ABC):
     saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
+    trains_lm = True
+    """What is trained is a causal LM: split weights and adapters are for that."""
 
     def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """What is trained and its tokenizer: a causal LM, unless overridden. Each as given, or loaded if it is None."""
         if tokenizer is None:
             tokenizer = load_tokenizer(required_model(self.config))
         if model is None:
-            model = load_causal_lm(required_model(self.config), str(self.device))
+            dtype = loading_type(self.config, self.device.type == "cuda", self.bf16)
+            model = load_causal_lm(required_model(self.config), str(self.device), dtype)
         return model, tokenizer
 
     def weights_of(self, folder: Path) -> dict[str, torch.Tensor]:
@@ -131,9 +138,15 @@ class BaseTrainer(ABC):
         }
 
     @classmethod
+    def defaults_for(cls, loss: str) -> dict[str, Any]:
+        """This trainer's defaults when it optimises `loss`, which may bring its own."""
+        return cls.defaults
+
+    @classmethod
     def configured(cls, options: Mapping[str, Any]) -> TrainConfig:
-        """A configuration with this trainer's defaults, as the command line makes it, for use from Python."""
-        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults | dict(options)))
+        """A configuration with this trainer's and its loss's defaults, as the command line makes it, for use from Python."""
+        loss = options.get("loss", TrainConfig.loss)
+        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults_for(loss) | dict(options)))
 
     # The loop
 
@@ -218,11 +231,12 @@ class BaseTrainer(ABC):
         state = {
             "config": self.config.to_dict(),
             "data": file_hash(self.config.data_path),
+            "held": self.held.state() if self.held is not None else None,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "counters": {name: getattr(self, name) for name in self.saved},
             "random": ckpt.random_states(),
         }
-        folder = ckpt.save_checkpoint(self.output_dir, self.step, self.model, self.tokenizer, self.about(), state)
+        folder = ckpt.save_checkpoint(self.output_dir, self.step, self.held or self.model, self.tokenizer, self.about(), state)
         ckpt.prune(self.output_dir, self.config.save_total_limit)
         return folder
 
@@ -253,7 +267,10 @@ class BaseTrainer(ABC):
                 f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
                 "Give the same options, or another --output_dir."
             )
-        self.model.load_state_dict(self.weights_of(folder))
+        if self.held is None:
+            self.model.load_state_dict(self.weights_of(folder))
+        else:
+            self.held.restore(folder, state.get("held"), self.weights_of)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for name, value in state["counters"].items():
@@ -266,8 +283,9 @@ def _check_choices(config: TrainConfig) -> None:
     """Names that are read in the first step, checked before anything is loaded or written."""
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
-        "logprob_chunks": LOGPROB_CHUNKS,
+        "packing": PACKINGS, "attention_backend": BACKENDS, "logprob_chunks": LOGPROB_CHUNKS,
     }  # fmt: skip
+    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)

@@ -14,22 +14,23 @@ loss averages over all tokens of an update with one denominator. Knows no stage,
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, local_models
+from memfactory.agents.build import build_agent, local_models, longest_turn
 from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
+from memfactory.algorithms.objective import check_objective, loss_defaults
 from memfactory.algorithms.packing import TrainBatch, pack
 from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.config import TrainConfig
@@ -37,15 +38,18 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.porting import renamed
 from memfactory.common.prompts import PROMPTS
-from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
+from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
+from memfactory.engines.base import Engine
 from memfactory.engines.load import load_tokenizer
+from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
 from memfactory.trainers.metrics import Averages, rollout_metrics
 from memfactory.trainers.policy_update import PolicyUpdate
+from memfactory.trainers.reference import build_reference
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -79,6 +83,8 @@ class MemTrainer(BaseTrainer):
     ) -> None:
         if config.num_generations < 2:
             raise ConfigError("--num_generations 1: an attempt is compared with others of its group, so 2 is the least.")
+        if config.lora_dropout:
+            raise ConfigError(f"--lora_dropout {config.lora_dropout}: a policy gradient is of the policy that sampled. Leave it at 0.")
         if env is None and not config.data_path:
             raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
         # The data before the weights: a wrong path should not cost the loading of a model.
@@ -92,7 +98,8 @@ class MemTrainer(BaseTrainer):
             eval_envs = {name or path: env_class(path, tokenizer, **env_options) for name, _, path in named}
         self.eval_envs: dict[str, BaseEnv] = eval_envs
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
-        LOSS_REGISTRY.get(config.loss)
+        check_objective(config)
+        check_rollout_engine(config.engine, config.mapping("engine_options"))
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
         self.policy = PolicyUpdate(self.model, config, self.device, self.bf16)
@@ -100,14 +107,31 @@ class MemTrainer(BaseTrainer):
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
-        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
-        if self.reference is not None and self.bf16:
-            self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
+        assert self.held is not None
+        self.reference = build_reference(self.held.held.reference, self.model, self.device, self.bf16) if needs_reference else None
+        engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference,
+            roles=roles, reference=self.reference.resident if self.reference is not None else None, policy=self._copy_of_the_policy(),
+            options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
+
+    @classmethod
+    def defaults_for(cls, loss: str) -> dict[str, Any]:
+        return loss_defaults(loss) | cls.defaults
+
+    def _copy_of_the_policy(self) -> Engine | None:
+        """What samples, if not the hf engine over the trained weights themselves."""
+        config = self.config
+        if config.engine == "hf":
+            return None
+        path, eos = required_model(config), self.tokenizer.eos_token_id
+        return rollout_engine(config.engine, path, self.model, eos, config.mapping("engine_options"))
+
+    def _restore(self, folder: Path) -> None:
+        super()._restore(folder)
+        self.models.weights_changed()
 
     # The data
 
@@ -173,9 +197,10 @@ class MemTrainer(BaseTrainer):
         data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
         averages = Averages()
         if self.policy.freezes:
-            data = self.policy.frozen(data, averages)
+            data = self.policy.recomputed(data, averages)
         if config.beta > 0 and self.reference is not None:
-            data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
+            with self.reference.scoring() as starting:
+                data = replace(data, samples=self.policy.with_logprobs(data.samples, starting, "ref_logprobs"))
         metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
         metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs
-from memfactory.algorithms.losses import k3_kl
+from memfactory.algorithms.kl import kl_term
+from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
+from memfactory.algorithms.objective import configured_loss
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
+from memfactory.algorithms.ratios import segments_of
+from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
-from memfactory.common.registry import LOSS_REGISTRY
+from memfactory.trainers.correction import all_of, correction, log_mismatch, sampler_logprobs
 from memfactory.trainers.metrics import Averages
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -31,18 +33,17 @@ class PolicyUpdate:
         """Whether the old log-probs of a rollout batch take a forward pass of their own."""
         # `recompute`, or one update per rollout batch: the weights are still those of the update, and so are the old log-probs.
         self._old_is_own = config.old_logprobs != "sampler" and not self.freezes
-        self.shares_prompts = config.share_prompts and can_share_prompts(model)
-        self._loss = partial(
-            LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
-        )
+        trees = config.packing == "tree" and config.share_prompts
+        half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
+        self.backend = choose_backend(model, config.attention_backend, half) if trees else None
+        self._loss = configured_loss(config)
 
-    def frozen(self, data: TrainBatch, averages: Averages) -> TrainBatch:
+    def recomputed(self, data: TrainBatch, averages: Averages) -> TrainBatch:
         """The batch with old log-probs from a forward pass; logs how far they are from the sampler's."""
         fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
-        pairs = zip(data.samples, fresh, strict=True)
-        off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
-        averages.add("logprob_mismatch", sum(off), len(off))
-        averages.maximum("logprob_mismatch_max", max(off, default=0.0))
+        fresh = [replace(new, sampler_logprobs=sampler_logprobs(old)) for old, new in zip(data.samples, fresh, strict=True)]
+        if fresh:
+            log_mismatch(averages, all_of(fresh, "old_logprobs"), all_of(fresh, "sampler_logprobs"))
         return replace(data, samples=fresh)
 
     @torch.no_grad()
@@ -50,8 +51,8 @@ class PolicyUpdate:
         """The samples with `field` filled from a forward pass of `model`."""
         filled: dict[int, Sample] = {}
         place = {id(sample): at for at, sample in enumerate(samples)}
-        with evaluating(model):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+        with evaluating(model), attending(model, self.backend):
+            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend):
                 with autocast(self.device, self.bf16):
                     values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -63,28 +64,33 @@ class PolicyUpdate:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.backend):
             micro = micro.to(self.device)
-            with autocast(self.device, self.bf16):
-                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature, self.config.logprob_chunks)
-            if measure_mismatch:
-                off = (logprobs.detach() - micro.old).abs()
-                averages.add("logprob_mismatch", float(off.sum()), len(off))
-                averages.maximum("logprob_mismatch_max", float(off.max()))
-            if self._old_is_own:
-                micro = replace(micro, old=logprobs.detach())
-            loss = self._micro_loss(micro, logprobs, averages)
-            loss.backward()
+            with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
+                with autocast(self.device, self.bf16):
+                    logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature, self.config.logprob_chunks)
+                if measure_mismatch:
+                    pairs.append((logprobs.detach(), micro.old))
+                if self._old_is_own:
+                    micro = replace(micro, old=logprobs.detach())
+                loss = self._micro_loss(micro, logprobs, averages)
+                loss.backward()
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
+        if pairs:
+            log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
-        token = self._loss(logprobs, micro.old, micro.advantages)
+        segments = segments_of([len(sample.response_ids) for sample in micro.samples], logprobs.device)
+        token = self._loss(logprobs, micro.old, micro.advantages, segments)
         per_token, number = token.loss, len(logprobs)
+        if self.config.tis != "none":
+            per_token = per_token * correction(micro, segments, self.config, averages)
         if micro.ref is not None:
-            kl = k3_kl(logprobs, micro.ref)
+            kl = kl_term(logprobs, micro.ref, micro.old, self.config.kl, self.config.kl_gradient)
             per_token = per_token + self.config.beta * kl
             averages.add("kl", float(kl.detach().sum()), number)
         loss = (per_token * micro.weights).sum()
