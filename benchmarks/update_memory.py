@@ -249,9 +249,13 @@ def main() -> None:
         print("The public code itself is not measured: name a copy of it with --public PATH. Its arithmetic is (`written`).")
     arms = ["ours", "ours_dense", "written", *(["public"] if args.public else [])]
     sizes = [Size(h, **{n: getattr(args, n) for n in ("layers", "rows", "micro", "prompt", "response", "dtype")}) for h in args.hidden]
-    rows = [{"round": at} | in_a_child(name, size, args.public) for at in range(args.rounds) for size in sizes for name in arms]
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(args.output.resolve(), {"what": "update_memory", "date": now, "versions": versions(), "calls": rows})
+    rows: list[dict[str, Any]] = []
+    for at in range(args.rounds):
+        for size in sizes:
+            for name in arms:
+                rows.append({"round": at} | in_a_child(name, size, args.public))
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                write_json(args.output.resolve(), {"what": "update_memory", "date": now, "versions": versions(), "calls": rows})
     print("\n".join(lines(rows)))
     print(f"Raw numbers: {args.output}")
 
