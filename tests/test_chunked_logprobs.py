@@ -223,6 +223,16 @@ def test_bf16_in_means_fp32_inside() -> None:
             assert (one == other).float().mean() > 0.99
 
 
+def test_a_bf16_weight_whose_gradient_is_fp32_gets_it_unrounded() -> None:
+    """Split master weights: rounding each micro-batch's gradient would lose what they add up in fp32 for."""
+    of = inputs(64, 1500, 32, scale=3.0, dtype=torch.bfloat16)
+    weight = of[1].detach().double().requires_grad_()
+    expected = torch.autograd.grad(dense(of[0], weight, of[2])[0].sum(), weight)[0]
+    of[1].grad_dtype = torch.float32
+    chunked_logprobs(*of[:3], 1.0, None, 4, 32)[0].sum().backward()
+    assert of[1].grad is not None and of[1].grad.dtype == torch.float32 and relative(of[1].grad, expected) < 1e-5
+
+
 def test_autocast_does_not_reach_inside() -> None:
     of = inputs(16, 200, 8, dtype=torch.float32)
     expected = chunked_logprobs(*of[:3])[0]

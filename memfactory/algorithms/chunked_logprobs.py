@@ -8,8 +8,8 @@ the head's product is done four times instead of three. It knows tensors only: n
    it is summed over the vocabulary shifts the gradient a little the same way each time, which is seen only after dozens of updates.
 2. bf16 inputs on a GPU are multiplied as they are, with fp32 results; anything else is brought to fp32 tile by tile.
 3. The gradient of the weight is handed to autograd, which adds it to `weight.grad`, and is not written there: hooks (DDP, FSDP), a tied
-   embedding and `torch.autograd.grad` need it to pass by. What this costs is one tensor of the weight's size. Within it each
-   vocabulary chunk is summed over all tokens in fp32 and rounded once, so a bf16 weight needs no fp32 copy of its gradient.
+   embedding and `torch.autograd.grad` need it to pass by. What this costs is one tensor of the weight's size, in fp32 where the
+   weight's gradient is. Elsewhere each vocabulary chunk is summed over all tokens in fp32 and rounded once: no fp32 copy of it all.
 """
 
 from __future__ import annotations
@@ -88,13 +88,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature, rows, words = ctx.chunks
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.zeros_like(hidden, dtype=_wide(hidden)) if wants_hidden else None
-        d_weight = torch.zeros_like(weight) if wants_weight else None
+        d_weight = torch.zeros_like(weight, dtype=_gradient_type(weight)) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=_wide(hidden)) if wants_bias else None
         share = grad / temperature
         with torch.autocast(hidden.device.type, enabled=False):
             for word in _slices(len(weight), words):
                 part = weight[word]
-                total = None if d_weight is None else d_weight[word].to(_wide(hidden))  # in place, unless the weight is narrower
+                total = None if d_weight is None else d_weight[word].to(_wide(hidden))  # in place, unless it is narrower
                 for row in _slices(len(hidden), rows):
                     # share x (1 at the target - probability)
                     tile = _logits(hidden[row], part, bias, word, temperature).sub_(tops[row, None]).exp_()
@@ -111,7 +111,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 if d_weight is not None and total is not None and total.dtype != d_weight.dtype:
                     d_weight[word] = total
         inputs = zip((hidden, weight, bias), (d_hidden, d_weight, d_bias), strict=True)
-        return *(None if found is None else found.to(given.dtype) for given, found in inputs), None, None, None, None
+        return *(None if found is None else found.to(_gradient_type(given)) for given, found in inputs), None, None, None, None
 
 
 def _sums(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, words: int) -> tuple[_Sums, Tensor]:
@@ -172,6 +172,11 @@ def _in_bf16(one: Tensor, other: Tensor) -> bool:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _gradient_type(tensor: Tensor) -> torch.dtype:
+    """What autograd keeps the gradient in: split weights (split_master.py) are bf16 and have fp32 gradients."""
+    return (tensor.grad_dtype if tensor.is_leaf else None) or tensor.dtype
 
 
 def _place(targets: Tensor, word: slice) -> tuple[Tensor, Tensor]:
