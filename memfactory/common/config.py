@@ -23,7 +23,7 @@ _MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options")
 
 _FREE_ON_RESUME = frozenset(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
-    "report_to wandb_name threads device".split()
+    "report_to wandb_name threads device parallel profile_steps rollout_servers".split()
 )
 """Options that do not decide what a step computes: they may differ between a run and its resumption."""
 
@@ -58,6 +58,7 @@ class TrainConfig:
     train_extraction: bool | None = option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
     train_update: bool | None = option(None, "Role of the stage update: True is policy, False policy_nograd.")
     engine_slots: int = option(192, "Most requests that decode together.")
+    rollout_servers: list[str] = option([], "vLLM servers to sample from, http://HOST:PORT each, instead of in this process.")
 
     # Credit and loss
     advantage: str = option("mean", "Normalisation within a group: mean, std or leave_one_out.")
@@ -96,6 +97,8 @@ class TrainConfig:
     max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
     seed: int = option(0, "Seed of data order and of every random stream.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    parallel: str = option("auto", "Several processes: ddp (each has the model), fsdp2 (each a shard), auto (as accelerate's file says).")
+    profile_steps: int = option(0, "Write a torch.profiler trace of the first so many steps to output_dir/trace.")
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice.")
     eval_steps: int = option(0, "Held-out check every so many steps; 0: none.")
     eval_samples: int = option(64, "Examples of each held-out set in a check; 0 is all.")

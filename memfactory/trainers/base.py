@@ -11,7 +11,8 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,15 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
-from memfactory.common.tracking import build_trackers
+from memfactory.common.tracking import Trackers, build_trackers
 from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
+from memfactory.trainers.distributed import Ranks, device_of, explained
+from memfactory.trainers.health import Clock, memory_explained
+from memfactory.trainers.profiling import StepProfiler
+from memfactory.trainers.sharding import spread
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -54,6 +59,10 @@ class BaseTrainer(ABC):
         self.options: Any = build_options(f"the trainer {config.trainer}", self.Options, config.mapping("trainer_options"))
         self.output_dir = Path(config.output_dir)
         self.device = device_of(config.device)
+        self.ranks = Ranks.start(self.device)
+        if self.ranks.size > 1 and not self.distributed:
+            raise ConfigError(f"--trainer {config.trainer} trains in one process, and {self.ranks.size} were started. Start it alone.")
+        self.clock = Clock(self.device)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -61,6 +70,7 @@ class BaseTrainer(ABC):
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._resume_from = self._find_checkpoint()
+        self.ranks.same(f"the last checkpoint in {self.output_dir}", self._resume_from and self._resume_from.name)
         model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.tokenizer = tokenizer
@@ -68,6 +78,7 @@ class BaseTrainer(ABC):
             # transformers 5.23 renamed it and warns of the old name; older versions have only that.
             enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        self.parallel = spread(self.model, self.ranks, config.parallel, config.optimizer)
         self.optimizers = build_optimizers(
             self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2)
         )
@@ -87,6 +98,8 @@ class BaseTrainer(ABC):
     saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
+    distributed = False
+    """Whether several processes can train together."""
 
     def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """What is trained and its tokenizer: a causal LM, unless overridden. Each as given, or loaded if it is None."""
@@ -146,25 +159,30 @@ class BaseTrainer(ABC):
         config = self.config
         if self._resume_from is not None:
             self._restore(self._resume_from)
-        trackers = build_trackers(_tracker_names(config), self.output_dir, config.wandb_name, config.to_dict(), self.step + 1)
+        names, main = _tracker_names(config), self.ranks.main
+        trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
+        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": not main}
+        self._profiler = StepProfiler(self.output_dir / "trace", config.profile_steps if main else 0)
+        self.clock.start()
         try:
-            with tqdm(total=self.total_steps, initial=self.step, desc=config.trainer, unit="step", dynamic_ncols=True) as bar:
+            with self._explaining(), tqdm(total=self.total_steps, initial=self.step, **shown) as bar:
                 while self.step < self.total_steps and not self._out_of_time():
                     metrics = self._timed_step()
                     saved = None
                     if config.eval_steps and self.step % config.eval_steps == 0:
-                        metrics |= self.evaluate()
+                        with self.clock.part("evaluation"):
+                            metrics |= self.evaluate()
                         saved = self._save_if_best(metrics.get("eval/score"))
-                    self._track(trackers, metrics)
+                    self._track(trackers, metrics | self.clock.shares())
                     bar.update()
                     bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
                     if config.save_steps and self.step % config.save_steps == 0 and saved is None:
                         saved = self.save()
-            saved = saved or self.save()
+                saved = saved or self.save()
         finally:
             trackers.close()
-        if (self.output_dir / "metrics.jsonl").stat().st_size:
+        if main and (self.output_dir / "metrics.jsonl").stat().st_size:
             plot_curves(
                 self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir.name}"
             )
@@ -175,11 +193,23 @@ class BaseTrainer(ABC):
     def _timed_step(self) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
         self._updates_in_step = 0
-        metrics = self.training_step()
+        with self._profiler.step(self.step + 1):
+            metrics = self.training_step()
         self.step += 1
-        self.cpu_seconds += time.process_time() - cpu
+        self.cpu_seconds += sum(self.ranks.gather(time.process_time() - cpu))
         times = {"seconds": time.perf_counter() - wall, "cpu_seconds_total": self.cpu_seconds}
         return metrics | times | {"updates": self.updates, "skipped_updates": self.skipped_updates}
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """What ends a run for want of memory or of another process is said in words."""
+        with memory_explained(self.clock, self.config, self.device):
+            try:
+                yield
+            except RuntimeError as error:
+                if (in_words := explained(error, self.ranks)) is not None:
+                    raise in_words from error
+                raise
 
     def _out_of_time(self) -> bool:
         limit = self.config.max_cpu_minutes
@@ -205,7 +235,10 @@ class BaseTrainer(ABC):
         total = self.total_steps * self.updates_per_step
         lr = config.lr * lr_scale(self.updates if warming else planned, config.warmup_updates, total, config.lr_schedule)
         set_lr(self.optimizers, lr)
-        norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
+        with self.clock.part("exchange"):
+            self.parallel.sum_gradients()
+        with self.clock.part("optimizer"):
+            norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
         self.updates += finite
         self.skipped_updates += not finite
         return norm, lr
@@ -214,23 +247,27 @@ class BaseTrainer(ABC):
 
     def save(self) -> Path:
         """Write a checkpoint of this moment (between steps, so that nothing is in flight)."""
-        state = {
-            "config": self.config.to_dict(),
-            "data": file_hash(self.config.data_path),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "counters": {name: getattr(self, name) for name in self.saved},
-            "random": ckpt.random_states(),
-        }
-        folder = ckpt.save_checkpoint(self.output_dir, self.step, self.model, self.tokenizer, self.about(), state)
-        ckpt.prune(self.output_dir, self.config.save_total_limit)
-        return folder
+        with self.clock.part("save"), self.parallel.gathered():
+            state = {
+                "config": self.config.to_dict(),
+                "data": file_hash(self.config.data_path),
+                "optimizers": [self.parallel.state_of(o) for o in self.optimizers],
+                "counters": {name: getattr(self, name) for name in self.saved},
+                "random": ckpt.random_states(),
+            }
+            if self.ranks.main:
+                ckpt.save_checkpoint(self.output_dir, self.step, self.parallel.sampler, self.tokenizer, self.about(), state)
+                ckpt.prune(self.output_dir, self.config.save_total_limit)
+            self.ranks.wait()
+        return self.output_dir / ckpt.folder_name(self.step)
 
     def _save_if_best(self, score: float | None) -> Path | None:
         if score is None or not score > self.best_score:  # written so that NaN is never the best
             return None
         self.best_score = score
         folder = self.save()
-        ckpt.mark_best(self.output_dir, folder)
+        if self.ranks.main:
+            ckpt.mark_best(self.output_dir, folder)
         return folder
 
     def _find_checkpoint(self) -> Path | None:
@@ -252,9 +289,9 @@ class BaseTrainer(ABC):
                 f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
                 "Give the same options, or another --output_dir."
             )
-        self.model.load_state_dict(self.weights_of(folder))
+        self.parallel.load(self.weights_of(folder))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            self.parallel.load_state(optimizer, saved)
         for name, value in state["counters"].items():
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
@@ -288,16 +325,6 @@ def required_model(config: TrainConfig) -> str:
     if not config.model_name_or_path:
         raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
     return config.model_name_or_path
-
-
-def device_of(name: str) -> torch.device:
-    """The device that --device names; one that is not here is an error that says what is."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        here = "cpu, cuda, cuda:N" if torch.cuda.is_available() else "cpu (this torch sees no GPU)"
-        raise ConfigError(f"--device {name}: not usable here. Known: auto, {here}.")
-    return torch.device(name)
 
 
 def _tracker_names(config: TrainConfig) -> list[str]:

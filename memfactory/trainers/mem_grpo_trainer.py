@@ -41,11 +41,14 @@ from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_R
 from memfactory.common.types import RolloutGroup, predictions
 from memfactory.engines.load import load_tokenizer
 from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.harness import evaluate, headline
+from memfactory.evaluation.harness import evaluate, headline, scores_of
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer, required_model
-from memfactory.trainers.metrics import Averages, rollout_metrics
+from memfactory.trainers.distributed import SharedBatch, dealt, renumbered
+from memfactory.trainers.health import peak_flops, with_mfu
+from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
 from memfactory.trainers.policy_update import PolicyUpdate
+from memfactory.trainers.rollout_servers import RolloutWeights
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -66,6 +69,7 @@ class MemTrainer(BaseTrainer):
     """Trains an agent on an env; both are built from the configuration unless they are given."""
 
     bar_metrics = ("reward", "informative", "entropy")
+    distributed = True
 
     def __init__(
         self,
@@ -95,19 +99,21 @@ class MemTrainer(BaseTrainer):
         LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
-        self.policy = PolicyUpdate(self.model, config, self.device, self.bf16)
+        self.policy = PolicyUpdate(self.parallel, config, self.device, self.bf16)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
-        self.reference = copy.deepcopy(self.model).eval().requires_grad_(False) if needs_reference else None
+        self.reference = copy.deepcopy(self.parallel.sampler).eval().requires_grad_(False) if needs_reference else None
         if self.reference is not None and self.bf16:
             self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
         self.models = local_models(
-            self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
+            self.parallel.sampler, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
             roles=roles, reference=self.reference,
         )  # fmt: skip
         self.agent.attach(self.models)
+        self.weights = RolloutWeights(self.parallel, self.models, config, self.bf16)
+        self._peak = peak_flops(self.device, self.bf16)
 
     # The data
 
@@ -137,13 +143,17 @@ class MemTrainer(BaseTrainer):
         rollout = self._rollout()
         start = time.perf_counter()
         averages, first = Averages(), True
+        with self.clock.part("exchange"):
+            batch = SharedBatch(rollout.data, self.ranks)
         for iteration in range(self.config.num_iterations):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
-            for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
+            for part in batch.minibatches(self.config.num_minibatches, rng):
                 if self.config.old_logprobs == "recompute":
-                    part = self.policy.recomputed(part, averages, measure=first)
+                    with self.clock.part("old_logprobs"):
+                        part = self.policy.recomputed(part, averages, measure=first)
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
-                self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                with self.clock.part("forward_backward"):
+                    self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 averages.add("lr", lr, 1)
@@ -151,36 +161,61 @@ class MemTrainer(BaseTrainer):
         self.models.weights_changed()
         seconds = time.perf_counter() - start
         tokens = sum(map(len, rollout.data.samples)) * self.config.num_iterations
+        everyone = self.ranks.gather((averages, tokens, self._peak_memory()))
+        metrics = Averages.of_all([each for each, _, _ in everyone]).means()
+        if "loss" in metrics:  # each rank's is its share of the whole
+            metrics["loss"] *= self.ranks.size
         times = {
             "update_seconds": seconds,
-            "update_tokens_per_second": tokens / max(seconds, 1e-9),
-            "peak_memory_gb": self._peak_memory(),
+            "update_tokens_per_second": sum(number for _, number, _ in everyone) / max(seconds, 1e-9),
+            "peak_memory_gb": max(memory for _, _, memory in everyone),
         }
-        return rollout.metrics | averages.means() | times
+        return rollout.metrics | with_mfu(metrics | times, self._peak, self.ranks.size)
 
     def _rollout(self) -> Rollout:
         config = self.config
         start = time.perf_counter()
-        examples = self.examples_of(self.step)
-        batch = self.env.collate_fn(examples)
-        groups = self.agent.rollout(
-            self.models, [self.env.observe(e) for e in examples], config.num_generations,
-            seed=config.seed, step=self.step + 1, temperature=config.temperature,
-        )  # fmt: skip
+        with self.clock.part("weights"), self.weights.current(self.updates), self.clock.part("rollout"):
+            examples, places = self._share(self.examples_of(self.step))
+            batch = self.env.collate_fn(examples)
+            groups = self.agent.rollout(
+                self.models, [self.env.observe(e) for e in examples], config.num_generations,
+                seed=config.seed, step=self.step + 1, temperature=config.temperature,
+            )  # fmt: skip
         sampled_in = time.perf_counter() - start
         trajectories = [t for group in groups for t in group.trajectories]
-        rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
-        rewards = self._checked(without_errors(rewards, trajectories))
-        credit = assign_credit(groups, rewards, self._normalize, config.credit)
-        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+        with self.clock.part("reward"):
+            rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
+            rewards = self._checked(without_errors(rewards, trajectories))
+            credit = assign_credit(groups, rewards, self._normalize, config.credit)
+            data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+            data = renumbered(data, places, config.num_generations)
         averages = Averages()
         if config.old_logprobs == "frozen":
-            data = self.policy.recomputed(data, averages, measure=True)
+            with self.clock.part("old_logprobs"):
+                data = self.policy.recomputed(data, averages, measure=True)
         if config.beta > 0 and self.reference is not None:
-            data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
-        metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
+            with self.clock.part("ref_logprobs"):
+                data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
+        with self.clock.part("exchange"):
+            metrics = self._rollout_metrics(Sampled(groups, rewards, credit, sampled_in), averages)
         metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)
+
+    def _share(self, examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
+        """Those of a step's examples whose groups this process rolls out, and their places in the step."""
+        if self.ranks.size == 1:
+            return examples, list(range(len(examples)))
+        views = [self.env.observe(example) for example in examples]
+        sizes = [len(view.context) + sum(len(str(event)) for event in view.events) + 1 for view in views]
+        places = dealt([view.example_id for view in views], sizes, self.ranks.size)[self.ranks.rank]
+        return [examples[at] for at in places], places
+
+    def _rollout_metrics(self, sampled: Sampled, averages: Averages) -> dict[str, Any]:
+        if self.ranks.size > 1:
+            everyone = self.ranks.gather((sampled.outline(), averages))
+            sampled, averages = together([each for each, _ in everyone]), Averages.of_all([each for _, each in everyone])
+        return rollout_metrics(sampled.groups, sampled.rewards, sampled.credit, sampled.seconds) | averages.means()
 
     def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rewards, if every key that pays is one that a turn of this agent can have."""
@@ -197,9 +232,13 @@ class MemTrainer(BaseTrainer):
         metrics: dict[str, float] = {}
         scores: list[float] = []
         for name, env in self.eval_envs.items():
-            result = evaluate(
-                self.agent, self.models.uncapped(), env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed
-            )
+            with self.weights.current(self.updates):
+                result = evaluate(
+                    self.agent, self.models.uncapped(), env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed,
+                    share=(self.ranks.rank, self.ranks.size),
+                )  # fmt: skip
+            made = {key: attempt for each in self.ranks.gather(result.attempts) for key, attempt in each.items()}
+            result = scores_of(name, result.examples, config.eval_k, made)
             metrics |= {f"eval/{name}/greedy": result.greedy_mean.value}
             if result.k:
                 metrics[f"eval/{name}/sampled"] = result.avg_at_k.value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from memfactory.algorithms.credit import Credit, paid_stages
-from memfactory.common.types import RolloutGroup
+from memfactory.common.types import RolloutGroup, Trajectory, Turn
 
 
 class Averages:
@@ -28,9 +30,54 @@ class Averages:
         """Keep the largest value."""
         self._maxima[name] = max(value, self._maxima.get(name, value))
 
+    @classmethod
+    def of_all(cls, parts: Iterable[Averages]) -> Averages:
+        """What several processes gathered, as one."""
+        whole = cls()
+        for part in parts:
+            for name, total in part._sums.items():
+                whole.add(name, total, part._counts[name])
+            for name, value in part._maxima.items():
+                whole.maximum(name, value)
+        return whole
+
     def means(self) -> dict[str, float]:
         """All of it as metrics."""
         return {name: total / (self._counts[name] or 1) for name, total in self._sums.items()} | self._maxima
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the metrics of a rollout are made from."""
+
+    groups: list[RolloutGroup]
+    rewards: dict[str, torch.Tensor]
+    credit: Credit
+    seconds: float
+
+    def outline(self) -> Sampled:
+        """The same numbers, small to send: ids become ranges as long as they are, texts and advantages are left out."""
+
+        def turn(turn: Turn) -> Turn:
+            prompt, response = range(len(turn.prompt_ids)), range(len(turn.response_ids))
+            return Turn(turn.stage, prompt, response, (), "", turn.finish, turn.trainable)  # type: ignore[arg-type]
+
+        def attempt(t: Trajectory) -> Trajectory:
+            return Trajectory([turn(each) for each in t.turns], report=t.report, error=t.error)
+
+        groups = [RolloutGroup([attempt(t) for t in group.trajectories], group.example_id, group.state_id) for group in self.groups]
+        rewards = {name: values.detach().cpu().flatten() for name, values in self.rewards.items()}
+        return Sampled(groups, rewards, replace(self.credit, advantages=[]), self.seconds)
+
+
+def together(parts: list[Sampled]) -> Sampled:
+    """What several processes sampled, as one; it took as long as the slowest."""
+    groups = [group for part in parts for group in part.groups]
+    names = dict.fromkeys(name for part in parts for name in part.rewards)
+    rewards = {name: torch.cat([part.rewards[name] for part in parts if name in part.rewards]) for name in names}
+    informative = sum(part.credit.informative * len(part.groups) for part in parts) / max(len(groups), 1)
+    credit = Credit([], informative, sum(part.credit.unscorable for part in parts))
+    return Sampled(groups, rewards, credit, max(part.seconds for part in parts))
 
 
 def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor], credit: Credit, seconds: float) -> dict[str, Any]:

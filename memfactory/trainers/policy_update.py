@@ -16,6 +16,8 @@ from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
 from memfactory.common.config import TrainConfig
 from memfactory.common.registry import LOSS_REGISTRY
+from memfactory.trainers.distributed import Ranks, Replicated
+from memfactory.trainers.health import Flops
 from memfactory.trainers.metrics import Averages
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -25,9 +27,11 @@ if TYPE_CHECKING:  # importing it takes two seconds
 class PolicyUpdate:
     """Forward and backward passes over a `TrainBatch`, in micro-batches."""
 
-    def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
-        self.model, self.config, self.device, self.bf16 = model, config, device, bf16
-        self.shares_prompts = config.share_prompts and can_share_prompts(model)
+    def __init__(self, parallel: Replicated, config: TrainConfig, device: torch.device, bf16: bool) -> None:
+        self.parallel, self.model = parallel, parallel.model
+        self.config, self.device, self.bf16 = config, device, bf16
+        self._flops = Flops.of(self.model)
+        self.shares_prompts = config.share_prompts and can_share_prompts(self.model)
         self._loss = partial(
             LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
         )
@@ -46,11 +50,14 @@ class PolicyUpdate:
     def with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
         """The samples with `field` filled from a forward pass of `model`."""
         filled: dict[int, Sample] = {}
+        holder = self.parallel if model is self.model else Replicated(model, Ranks())
         place = {id(sample): at for at, sample in enumerate(samples)}
         with evaluating(model):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+            for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts)):
                 with autocast(self.device, self.bf16):
-                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature)
+                    values, _ = holder.call(response_logprobs, (micro or _nothing()).to(self.device), self.config.temperature)
+                if micro is None:
+                    continue
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
                 for sample, part in zip(micro.samples, parts, strict=True):
                     filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
@@ -60,10 +67,14 @@ class PolicyUpdate:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts):
+        for micro in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts)):
+            if micro is None:  # the others have a pass more
+                self._run(_nothing())[0].sum().mul(0.0).backward()
+                continue
+            if self._flops is not None:
+                averages.add("update_flops", self._flops.of_batch(micro), 0)
             micro = micro.to(self.device)
-            with autocast(self.device, self.bf16):
-                logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature)
+            logprobs, entropy = self._run(micro)
             loss = self._micro_loss(micro, logprobs, averages)
             loss.backward()
             total += float(loss.detach())
@@ -73,6 +84,10 @@ class PolicyUpdate:
                 averages.add("logprob_mismatch", float(off.sum()), len(off))
                 averages.maximum("logprob_mismatch_max", float(off.max()))
         averages.add("loss", total, 1)
+
+    def _run(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(self.device, self.bf16):
+            return self.parallel.call(response_logprobs, micro.to(self.device), self.config.temperature)
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
@@ -87,3 +102,8 @@ class PolicyUpdate:
         averages.add("clip_fraction", float(token.clipped.float().sum()), number)
         averages.maximum("ratio_max", float(token.ratio.max()))
         return loss
+
+
+def _nothing() -> MicroBatch:
+    """One token of no weight: a pass that adds no gradient."""
+    return next(TrainBatch([Sample((0,), (0,), (0.0,), 0.0, 0, 0)], weights=(0.0,)).micro_batches(2))
