@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from memfactory.algorithms.packing import MicroBatch
 from memfactory.common.errors import ConfigError, unknown_name
@@ -134,7 +135,8 @@ class Sharded(Replicated):
 
 
 def _call(self: nn.Module, function: Callable[..., T], *arguments: Any) -> T:
-    return function(self, *arguments)
+    # The hook that gathers for the backward pass hangs on what is returned, and is lost from a view.
+    return tree_map_only(Tensor, Tensor.clone, function(self, *arguments))
 
 
 def _local(tensor: Tensor) -> Tensor:
