@@ -26,7 +26,7 @@ FLAGS = PUBLIC | set(
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
     "gradient_checkpointing bf16 max_steps max_cpu_minutes "
-    "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to".split()
+    "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to parallel profile_steps rollout_servers".split()
 )
 """All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
 

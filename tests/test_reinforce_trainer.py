@@ -80,7 +80,7 @@ def trainer(data: Path, tmp_path: Path) -> Callable[..., MemReinforceTrainer]:
 
 def metrics_of(trainer: MemReinforceTrainer) -> list[dict[str, Any]]:
     rows = read_jsonl(trainer.output_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(TIMES) and not key.startswith("time/")} for row in rows]
 
 
 # What it learns

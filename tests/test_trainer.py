@@ -33,8 +33,8 @@ from memfactory.trainers.mem_grpo_trainer import MemTrainer, Rollout
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-TIMES = ("seconds", "per_second", "cpu_seconds_total", "peak_memory_gb")
-"""What differs between two runs of the same computation: keys that end so."""
+TIMES = ("seconds", "per_second", "cpu_seconds_total", "peak_memory_gb", "mfu")
+"""What differs between two runs of the same computation: keys that end so, and those of time's parts."""
 
 
 class HashEnv(LongcontextEnv):
@@ -162,7 +162,7 @@ def same(one: Any, other: Any) -> bool:
 
 def metrics_of(trainer: BaseTrainer) -> list[dict[str, Any]]:
     rows = read_jsonl(trainer.output_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(TIMES) and not key.startswith("time/")} for row in rows]
 
 
 # Resume

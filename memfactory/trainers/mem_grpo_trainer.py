@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models
-from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, Credit, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.packing import TrainBatch, pack
 from memfactory.common.bank_prompts import BANK_PROMPTS
@@ -187,9 +187,10 @@ class MemTrainer(BaseTrainer):
         with self.clock.part("reward"):
             rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
             rewards = self._checked(without_errors(rewards, trajectories))
-            credit = assign_credit(groups, rewards, self._normalize, config.credit)
-            data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
-            data = renumbered(data, places, config.num_generations)
+        with self.clock.part("exchange"):
+            credit, metrics = self._credited(Sampled(groups, rewards, sampled_in))
+        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+        data = renumbered(data, places, config.num_generations)
         averages = Averages()
         if config.old_logprobs == "frozen":
             with self.clock.part("old_logprobs"):
@@ -197,8 +198,7 @@ class MemTrainer(BaseTrainer):
         if config.beta > 0 and self.reference is not None:
             with self.clock.part("ref_logprobs"):
                 data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
-        with self.clock.part("exchange"):
-            metrics = self._rollout_metrics(Sampled(groups, rewards, credit, sampled_in), averages)
+        metrics |= Averages.of_all(self.ranks.gather(averages)).means()
         metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
         return Rollout(groups, rewards, data, metrics)
 
@@ -211,11 +211,15 @@ class MemTrainer(BaseTrainer):
         places = dealt([view.example_id for view in views], sizes, self.ranks.size)[self.ranks.rank]
         return [examples[at] for at in places], places
 
-    def _rollout_metrics(self, sampled: Sampled, averages: Averages) -> dict[str, Any]:
-        if self.ranks.size > 1:
-            everyone = self.ranks.gather((sampled.outline(), averages))
-            sampled, averages = together([each for each, _ in everyone]), Averages.of_all([each for _, each in everyone])
-        return rollout_metrics(sampled.groups, sampled.rewards, sampled.credit, sampled.seconds) | averages.means()
+    def _credited(self, mine: Sampled) -> tuple[Credit, dict[str, Any]]:
+        """What this process's turns are paid, and the metrics of all processes' attempts."""
+        everyone = [mine] if self.ranks.size == 1 else self.ranks.gather(mine.outline())
+        whole = mine if self.ranks.size == 1 else together(everyone)
+        # Of all attempts of the step: an advantage may be relative to the whole batch.
+        credit = assign_credit(whole.groups, whole.rewards, self._normalize, self.config.credit)
+        before, number = (sum(len(g.trajectories) for e in part for g in e.groups) for part in (everyone[: self.ranks.rank], [mine]))
+        metrics = rollout_metrics(whole.groups, whole.rewards, credit, whole.seconds)
+        return replace(credit, advantages=credit.advantages[before : before + number]), metrics
 
     def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rewards, if every key that pays is one that a turn of this agent can have."""

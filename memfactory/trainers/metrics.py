@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,32 +53,43 @@ class Sampled:
 
     groups: list[RolloutGroup]
     rewards: dict[str, torch.Tensor]
-    credit: Credit
     seconds: float
 
     def outline(self) -> Sampled:
-        """The same numbers, small to send: ids become ranges as long as they are, texts and advantages are left out."""
+        """What credit and metrics need of it, small to send: ids become ranges as long as they are, texts are left out."""
 
         def turn(turn: Turn) -> Turn:
             prompt, response = range(len(turn.prompt_ids)), range(len(turn.response_ids))
-            return Turn(turn.stage, prompt, response, (), "", turn.finish, turn.trainable)  # type: ignore[arg-type]
+            return Turn(turn.stage, prompt, response, (), "", turn.finish, turn.trainable, question=turn.question)  # type: ignore[arg-type]
 
         def attempt(t: Trajectory) -> Trajectory:
             return Trajectory([turn(each) for each in t.turns], report=t.report, error=t.error)
 
         groups = [RolloutGroup([attempt(t) for t in group.trajectories], group.example_id, group.state_id) for group in self.groups]
-        rewards = {name: values.detach().cpu().flatten() for name, values in self.rewards.items()}
-        return Sampled(groups, rewards, replace(self.credit, advantages=[]), self.seconds)
+        return Sampled(groups, {name: values.detach().cpu() for name, values in self.rewards.items()}, self.seconds)
 
 
 def together(parts: list[Sampled]) -> Sampled:
     """What several processes sampled, as one; it took as long as the slowest."""
     groups = [group for part in parts for group in part.groups]
-    names = dict.fromkeys(name for part in parts for name in part.rewards)
-    rewards = {name: torch.cat([part.rewards[name] for part in parts if name in part.rewards]) for name in names}
-    informative = sum(part.credit.informative * len(part.groups) for part in parts) / max(len(groups), 1)
-    credit = Credit([], informative, sum(part.credit.unscorable for part in parts))
-    return Sampled(groups, rewards, credit, max(part.seconds for part in parts))
+    rewards = {name: _rows([part.rewards.get(name) for part in parts], parts) for part in parts for name in part.rewards}
+    return Sampled(groups, rewards, max(part.seconds for part in parts))
+
+
+def _rows(found: list[torch.Tensor | None], parts: list[Sampled]) -> torch.Tensor:
+    """One reward of all processes: NaN where one has no such reward, or fewer questions."""
+    some = next(values for values in found if values is not None)
+    width = max(values.shape[1] if values is not None and values.ndim == 2 else 0 for values in found)
+    rows = []
+    for values, part in zip(found, parts, strict=True):
+        number = sum(len(group.trajectories) for group in part.groups)
+        row = some.new_full((number, width) if some.ndim == 2 else (number,), math.nan)
+        if values is not None and values.ndim == 2:
+            row[:, : values.shape[1]] = values
+        elif values is not None:
+            row = values
+        rows.append(row)
+    return torch.cat(rows)
 
 
 def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor], credit: Credit, seconds: float) -> dict[str, Any]:
