@@ -100,7 +100,7 @@ def dying() -> Any:
     return None
 
 
-EVERY = {"beta": 0.05, "old_logprobs": "frozen", "aggregation": "prompt", "num_iterations": 2}
+EVERY = {"beta": 0.05, "old_logprobs": "frozen", "aggregation": "prompt", "num_iterations": 2, "max_steps": 2}
 """Options that each take another path."""
 
 SCENARIOS: dict[str, tuple[int, Callable[[], Any]]] = {

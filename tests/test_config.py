@@ -251,7 +251,7 @@ def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_i
 
 MAY_CHANGE = set(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path report_to "
-    "wandb_name threads device".split()
+    "wandb_name threads device parallel profile_steps rollout_servers".split()
 )
 
 

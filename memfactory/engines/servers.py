@@ -69,12 +69,14 @@ class ServerPool:
         for url in urls:
             root = url.rstrip("/").removesuffix("/v1")
             if not root.startswith(("http://", "https://")):
+                await _closed(made)
                 raise ConfigError(f"Rollout server {url!r}: write http://HOST:PORT.")
             made.append(_Server(root, openai.AsyncOpenAI(base_url=f"{root}/v1", **self._options), ""))
         for server in made:
             try:
                 listed = await server.client.with_options(timeout=20).models.list()
             except openai.OpenAIError as error:
+                await _closed(made)
                 raise ConfigError(
                     f"The rollout server {server.root} does not answer ({_said(error)}). Start it first: docs/scaling.md has the command."
                 ) from error

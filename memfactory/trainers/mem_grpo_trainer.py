@@ -141,6 +141,10 @@ class MemTrainer(BaseTrainer):
 
     def training_step(self) -> dict[str, Any]:
         rollout = self._rollout()
+        with self.clock.part("forward_backward"):
+            return rollout.metrics | self._update(rollout)
+
+    def _update(self, rollout: Rollout) -> dict[str, Any]:
         start = time.perf_counter()
         averages, first = Averages(), True
         with self.clock.part("exchange"):
@@ -152,8 +156,7 @@ class MemTrainer(BaseTrainer):
                     with self.clock.part("old_logprobs"):
                         part = self.policy.recomputed(part, averages, measure=first)
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
-                with self.clock.part("forward_backward"):
-                    self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 averages.add("lr", lr, 1)
@@ -170,7 +173,7 @@ class MemTrainer(BaseTrainer):
             "update_tokens_per_second": sum(number for _, number, _ in everyone) / max(seconds, 1e-9),
             "peak_memory_gb": max(memory for _, _, memory in everyone),
         }
-        return rollout.metrics | with_mfu(metrics | times, self._peak, self.ranks.size)
+        return with_mfu(metrics | times, self._peak, self.ranks.size)
 
     def _rollout(self) -> Rollout:
         config = self.config
@@ -187,20 +190,23 @@ class MemTrainer(BaseTrainer):
         with self.clock.part("reward"):
             rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
             rewards = self._checked(without_errors(rewards, trajectories))
-        with self.clock.part("exchange"):
             credit, metrics = self._credited(Sampled(groups, rewards, sampled_in))
-        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
-        data = renumbered(data, places, config.num_generations)
+            data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+            data, averages = self._with_logprobs(renumbered(data, places, config.num_generations))
+            metrics |= Averages.of_all(self.ranks.gather(averages)).means()
+            metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
+        return Rollout(groups, rewards, data, metrics)
+
+    def _with_logprobs(self, data: TrainBatch) -> tuple[TrainBatch, Averages]:
+        """The samples with what takes a forward pass before the update: frozen old log-probs, and the reference's."""
         averages = Averages()
-        if config.old_logprobs == "frozen":
+        if self.config.old_logprobs == "frozen":
             with self.clock.part("old_logprobs"):
                 data = self.policy.recomputed(data, averages, measure=True)
-        if config.beta > 0 and self.reference is not None:
+        if self.config.beta > 0 and self.reference is not None:
             with self.clock.part("ref_logprobs"):
                 data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
-        metrics |= Averages.of_all(self.ranks.gather(averages)).means()
-        metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
-        return Rollout(groups, rewards, data, metrics)
+        return data, averages
 
     def _share(self, examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
         """Those of a step's examples whose groups this process rolls out, and their places in the step."""
@@ -213,7 +219,8 @@ class MemTrainer(BaseTrainer):
 
     def _credited(self, mine: Sampled) -> tuple[Credit, dict[str, Any]]:
         """What this process's turns are paid, and the metrics of all processes' attempts."""
-        everyone = [mine] if self.ranks.size == 1 else self.ranks.gather(mine.outline())
+        with self.clock.part("exchange"):
+            everyone = [mine] if self.ranks.size == 1 else self.ranks.gather(mine.outline())
         whole = mine if self.ranks.size == 1 else together(everyone)
         # Of all attempts of the step: an advantage may be relative to the whole batch.
         credit = assign_credit(whole.groups, whole.rewards, self._normalize, self.config.credit)

@@ -54,9 +54,9 @@ class RolloutWeights:
         with self.parallel.gathered():
             if self.parallel.ranks.main and self.servers is not None:
                 model = self.parallel.sampler
-                dtype = torch.bfloat16 if self.bf16 else None
+                weights = {name: p.detach().to(torch.bfloat16 if self.bf16 else p.dtype) for name, p in model.named_parameters()}
                 with new_folder(self.folder) as part:
-                    model.save_pretrained(part, state_dict={name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
+                    model.save_pretrained(part, state_dict=weights)  # named_parameters names tied ones once
                     self.tokenizer.save_pretrained(part)
                 self.servers.load(self.folder)
         self.parallel.ranks.wait()
