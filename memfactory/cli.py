@@ -89,7 +89,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return command() or 0
     except UserError as error:
         if rank:  # most mistakes are all ranks' own: the first one says it, and its launcher then ends the others
-            time.sleep(3)
+            time.sleep(10)
         Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except OSError as error:
@@ -100,7 +100,8 @@ def guarded(command: Callable[[], int | None]) -> int:
         Console(stderr=True).print(f"[bold red]Failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
+        if not rank:
+            Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
 
 

@@ -65,7 +65,7 @@ class ServerPool:
     async def _connect(self, urls: list[str]) -> list[_Server]:
         import openai  # not above: importing it takes half a second
 
-        made = []
+        made: list[_Server] = []
         for url in urls:
             root = url.rstrip("/").removesuffix("/v1")
             if not root.startswith(("http://", "https://")):

@@ -54,13 +54,14 @@ class Clock:
         self._switch()
         self.failed = self.failed if self._stack else None
         self._stack.append(name)
+        done = False
         try:
             with torch.profiler.record_function(name):
                 yield
-        except BaseException:
-            self.failed = self.failed or name
-            raise
+            done = True
         finally:
+            if not done:
+                self.failed = self.failed or name
             self._switch()
             self._stack.pop()
 

@@ -12,6 +12,7 @@ exchange in which all take part.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # importing it takes two seconds
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 PARALLEL = ("auto", "ddp", "fsdp2")
 
 
@@ -46,8 +49,12 @@ def spread(model: PreTrainedModel, ranks: Ranks, parallel: str, optimizer: str) 
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
     if parallel == "auto" and asked and os.environ.get("FSDP_VERSION", "2") != "2":
         raise ConfigError("The accelerate configuration asks for FSDP of version 1. Set fsdp_version: 2, or --parallel ddp.")
-    if ranks.size == 1 or parallel == "ddp" or (parallel == "auto" and not asked):
+    if ranks.size == 1:
         return Replicated(model, ranks)
+    if parallel == "ddp" or (parallel == "auto" and not asked):
+        log.info("%d processes train together, each with the whole model (ddp).", ranks.size)
+        return Replicated(model, ranks)
+    log.info("%d processes train together, each with a shard of the model (fsdp2).", ranks.size)
     if optimizer != "adamw":
         raise ConfigError(f"--optimizer {optimizer}: works on whole matrices, and fsdp2 shards them. Use adamw, or --parallel ddp.")
     return Sharded(model, ranks)
