@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MemAgent on Qwen3-4B-Instruct with the published hyper-parameters, for one GPU of 141 GB (H200).
+# MemAgent on Qwen3-4B-Instruct with the published hyper-parameters, for one GPU of 80 GB.
 # Paths come from the environment, further flags pass through and win:
 #   MODEL_PATH=models/tiny DATA_PATH=datas/tiny/train.json OUTPUT_DIR=output/try bash examples/RunMemoryAgent4B.sh --max_steps 1
 set -euo pipefail
@@ -18,7 +18,8 @@ OUTPUT_DIR="${OUTPUT_DIR:-output/MemoryAgent4B}"
 #   training data of 70 % multi-hop questions and 30 % RULER-style tasks: trained on questions alone, small models lose FWE
 # One step is a rollout batch: batch_size x gradient_accumulation_steps questions x num_generations attempts, then one update
 # (the public trainer counted each question as a step; here --save_steps 250 counts rollout batches).
-# --engine_slots and --gradient_checkpointing are ours: what the start prints of the memory depends most on them.
+# --engine_slots and --gradient_checkpointing are ours: what the start prints of the memory depends most on them. On a GPU a model of
+# this size is trained with split weights, 8-bit moments and its reference on the CPU (docs/training_large.md); 141 GB hold 48 slots.
 train \
     --model_name_or_path "$MODEL_PATH" \
     --data_path "$DATA_PATH" \
@@ -36,6 +37,6 @@ train \
     --max_generate_length 1500 \
     --save_steps 250 \
     --epoch 2 \
-    --engine_slots 48 \
+    --engine_slots 36 \
     --gradient_checkpointing True \
     "$@"

@@ -1,4 +1,4 @@
-"""`memfactory train | eval | report | compare | judge | chat | data | list`: the command line. Prints; a user's mistake is one line.
+"""`memfactory train | plan | eval | report | compare | judge | chat | data | list`: the command line. Prints; a user's mistake is one line.
 
 Knows the commands, not what they do.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 USAGE = """memfactory: train agents that manage their own memory
 
   memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
+  memfactory plan --model M --gpu 80 [--flag value ...] what fits a GPU
   memfactory eval --models M ... --datasets D ...      models x data sets
   memfactory eval --models M ... --tasks TASK=FILE ... models x benchmarks
   memfactory report FOLDER [--export lm-eval]          the report made again
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
         "train": train, "eval": evaluate, "report": report_again, "compare": compare_two, "judge": judge, "chat": chat_with,
-        "data": data, "list": list_parts,
+        "data": data, "list": list_parts, "plan": plan,
     }  # fmt: skip
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -123,6 +124,19 @@ def train(arguments: Sequence[str]) -> None:
     last = trainer.train()
     trainer.ranks.end()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (%s)", last, trainer.checkpoints_are_for)
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`memfactory plan`."""
+    from memfactory.common.config import read_config
+    from memfactory.trainers.plan_table import USAGE as PLAN_USAGE
+    from memfactory.trainers.plan_table import plan as plan_run
+
+    if any(word in ("-h", "--help") for word in arguments):
+        Console().print(PLAN_USAGE, highlight=False, soft_wrap=True, markup=False)
+        return 0
+    register_parts()
+    return plan_run(arguments, Console(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
 
 
 def evaluate(arguments: Sequence[str]) -> int:

@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("output/make_tiny"))
     skills = "memory: MemAgent's turns; bank: Memory-R1's; rerank: RMM's"
     parser.add_argument("--skill", choices=list(READ_AS), default="memory", help=skills)
+    share = "memory: the share of episodes that show the section before the memory; .9 for a base that is read so"
+    parser.add_argument("--chunk_first", type=float, default=0.1, help=share)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--echo_steps", type=int, default=300)
@@ -93,7 +95,8 @@ def main() -> None:
     model = new_model(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     rng = random.Random(f"make_tiny/{args.seed}")
     teach, *habits = TEACHERS[args.skill]
-    careful, careless = (teach(args.seed + at, habit) for at, habit in enumerate(habits))
+    order = {"chunk_first": args.chunk_first} if args.skill == "memory" else {}
+    careful, careless = (teach(args.seed + at, habit, **order) for at, habit in enumerate(habits))
     first = [echo_row(rng) for _ in range(args.echo_steps * BATCH)]
     first += itertools.islice(careful, args.mild_steps * BATCH)
     second = list(itertools.islice(careless, args.forgetful_steps * BATCH))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tasks_helpers import file_of, scripted
 
 from memfactory.agents.anchors import KINDS, OracleAnchor, OracleView, beside
@@ -24,9 +25,10 @@ from memfactory.engines.scripted import ScriptedChat
 from memfactory.evaluation.anchors import anchor_notes
 from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.harness import Scores, evaluate
-from memfactory.evaluation.jobs import agent_of, run_job
+from memfactory.evaluation.jobs import Job, agent_of, run_job
 from memfactory.evaluation.leak import check_no_leak, view_of
 from memfactory.evaluation.ledger import Attempt, Ledger
+from memfactory.evaluation.orchestrator import report_jobs
 from memfactory.evaluation.report import markdown, summary
 from memfactory.evaluation.retrieval import found_in, retrieval_rows
 from memfactory.evaluation.tasks.env import TaskEnv
@@ -261,8 +263,10 @@ def test_bm25_ranks_by_rare_words_and_keeps_the_order_of_equals() -> None:
 def test_the_tiny_base_end_to_end_with_all_anchors(tmp_path: Path) -> None:
     asked = EvalConfig([MODEL], tasks=[f"synth_dialog={DATA}"], limit=8, k=0, anchors=["all"], output_dir=str(tmp_path))
     scores: dict[str, Callable[..., Any] | Any] = {}
+    jobs: list[Job] = []
     for job in jobs_of(asked)[0]:
         scores[job.anchor or "itself"] = run_job(job)
+        jobs.append(job)
         made = read_json(Path(job.folder) / "fingerprint.json")["agent"]["type"]
         assert made == (f"anchor_{job.anchor}" if job.anchor else "memory_r1_agent")
     assert all(found.coverage == 1 for found in scores.values())
@@ -270,3 +274,12 @@ def test_the_tiny_base_end_to_end_with_all_anchors(tmp_path: Path) -> None:
     assert about["overall"] == about["abstention_n"] / 8
     assert scores["oracle"].greedy_mean.value >= scores["last_k"].greedy_mean.value >= scores["empty"].greedy_mean.value == 0
     assert scores["oracle"].greedy_mean.value > 0
+    page = report(asked, jobs, tmp_path)
+    assert ">2 models" not in page and "1 model · 7 anchors" in page
+    assert page.count('title="tiny-bank + oracle"') >= 4 and 'id="sample/tiny-bank/' in page and 'id="sample/tiny-bank + oracle' not in page
+
+
+def report(asked: EvalConfig, jobs: list[Job], folder: Path) -> str:
+    """report.html of jobs that were run."""
+    report_jobs(asked, jobs, {}, set(), Console(quiet=True))
+    return (folder / "report.html").read_text(encoding="utf-8")

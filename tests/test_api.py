@@ -115,6 +115,7 @@ def test_the_sampling_reaches_the_server(tiny: Server) -> None:
     assert tiny.paths[-1] == "/v1/chat/completions"
 
 
+@pytest.mark.slow
 def test_an_agent_answers_the_same_through_http(tiny: Server, local: Models) -> None:
     _, tokenizer = load_model(str(MODEL))
     agent = MemoryAgent(tokenizer, "cpu", chunk_size=16, max_generate_length=32)

@@ -181,11 +181,14 @@ def test_no_except_is_broad_without_a_reason() -> None:
 def test_arbitrary_options_are_taken_only_where_users_pass_them() -> None:
     mandated = {"__init__", "compute_reward"}
     taking = {f"{name_of(path)}:{f.name}" for path in FILES for f in functions_of(path) if f.args.kwarg and f.name not in mandated}
-    # A template's slots, an option's metadata, the signature of transformers' cache, and an agent's options.
+    # A template's slots, an option's metadata, the signatures of transformers' cache and attention, and an agent's options.
     assert taking <= {
         "memfactory/common/prompts.py:fill",
         "memfactory/common/config.py:_option",
         "memfactory/engines/slot_cache.py:update",
+        "memfactory/algorithms/tree_attention.py:_paths",
+        "memfactory/algorithms/tree_attention.py:_flash",
+        "memfactory/algorithms/tree_attention.py:_flex",
         "memfactory/agents/use.py:load",
     }
 

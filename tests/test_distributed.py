@@ -27,10 +27,10 @@ from memfactory.common.errors import ConfigError, InfrastructureError, UnknownNa
 from memfactory.common.files import read_jsonl, write_json
 from memfactory.common.types import RolloutGroup, Trajectory, Turn
 from memfactory.data.generators.synth_facts import synth_facts
-from memfactory.trainers.distributed import Ranks, Replicated, SharedBatch, dealt, device_of, explained, renumbered
+from memfactory.trainers.distributed import Ranks, SharedBatch, dealt, device_of, explained, renumbered
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
-from memfactory.trainers.sharding import spread
+from memfactory.trainers.sharding import sharded, spread
 
 ROOT = Path(__file__).parents[1]
 SCENARIOS = "one one_every ddp ddp_every fsdp2 fsdp2_every idle_one idle idle_fsdp2 resumed resumed_fsdp2 dying".split()
@@ -182,18 +182,20 @@ def test_devices_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_how_the_model_is_held_follows_the_option_and_accelerates_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.Linear(2, 2)
+    alone, two = Ranks(), Ranks(0, 2)
     with pytest.raises(UnknownNameError, match="fsdp2"):
-        spread(model, Ranks(), "fsdp", "adamw")  # type: ignore[arg-type]
-    assert type(spread(model, Ranks(), "fsdp2", "adamw")) is Replicated, "alone there is nothing to share"  # type: ignore[arg-type]
-    monkeypatch.setattr(Replicated, "copy_from_first", lambda self: None)
-    assert type(spread(model, Ranks(0, 2), "auto", "muon")) is Replicated  # type: ignore[arg-type]
+        sharded("fsdp", alone)
+    assert not sharded("fsdp2", alone), "alone there is nothing to share"
+    assert sharded("fsdp2", two) and not sharded("ddp", two) and not sharded("auto", two)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="--optimizer muon"):
-        spread(model, Ranks(0, 2), "auto", "muon")  # type: ignore[arg-type]
+    assert sharded("auto", two) and not sharded("ddp", two) and not sharded("auto", alone)
+    model: Any = torch.nn.Linear(2, 2)
+    for config, plain in ((TrainConfig(optimizer="muon"), True), (TrainConfig(), False)):
+        with pytest.raises(ConfigError, match="--parallel ddp, which takes them all"):
+            spread(model, two, config, plain)
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match="fsdp_version: 2"):
-        spread(model, Ranks(0, 2), "auto", "adamw")  # type: ignore[arg-type]
+        sharded("auto", two)
 
 
 def test_trainers_of_one_process_refuse_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,11 @@ def test_a_batch_counts_tokens_not_padding_and_a_shared_prompt_once() -> None:
     flops = Flops(body=10.0, head=1.0, attention=0.0)
     turns = [Sample((1, 2, 3), (4,) * n, (0.0,) * n, 1.0, n, 0) for n in (1, 2)] + [Sample((9,), (4,), (0.0,), 1.0, 3, 1)]
     apart = sum(flops.of_batch(m) for m in TrainBatch(turns).micro_batches(100))
-    together = sum(flops.of_batch(m) for m in TrainBatch(turns).micro_batches(100, share_prompts=True))
-    assert apart == 10 * (4 + 5 + 2) + 4 and together == apart - 10 * 3
+    together = sum(flops.of_batch(m) for m in TrainBatch(turns).micro_batches(100, "sdpa4d"))
+    assert apart == 10 * (4 + 5 + 2) + 4
+    assert together == 10 * (5 + 2) + 4, "of two turns one is the other's beginning: their tokens are computed once, three are trained"
+    pairs = [Flops(0.0, 0.0, attention=1.0).of_batch(m) for m in TrainBatch(turns[:2]).micro_batches(100, "sdpa4d")]
+    assert pairs == [5**2 / 2]
 
 
 def test_frozen_weights_cost_two_thirds_and_experts_are_not_guessed(tiny_qwen3: Callable[..., Qwen3ForCausalLM]) -> None:

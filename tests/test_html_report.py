@@ -301,7 +301,8 @@ def test_the_page_stays_under_five_megabytes_and_says_what_it_leaves_out() -> No
          "report": {}, "cost": COST, "tokens": [1, 2, 3], "steps": steps, "memory": "", "questions": asked, "anchor": f"sample/{at}"}
         for at in range(120)
     ]  # fmt: skip
-    page = dict.fromkeys(("results", "paired", "by_type", "judged", "cost", "alarms", "notes", "abstention", "runs", "datasets"), [])
+    names = ("results", "paired", "by_type", "judged", "cost", "alarms", "notes", "abstention", "runs", "datasets", "retrieval")
+    page = dict.fromkeys(names, []) | {"anchors": {}}
     document = render(page | {"title": "large", "models": ["m0", "m1", "m2"], "samples": samples})
     assert len(document.encode()) < 5_000_000
     assert "characters more" in document and "more events, kept in attempts.jsonl" in document and "more questions, kept in" in document

@@ -125,7 +125,7 @@ def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
     model, samples = tiny_qwen3(), make_samples(7, TRAJECTORIES, GROUPS)
     seen: list[Tensor] = []
     model.model.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state) or seen[-1].retain_grad())
-    gradients(model, samples, 1 << 20, **UNCLIPPED)
+    gradients(model, samples, 1 << 20, packing="rows", **UNCLIPPED)
     touched = seen[0].grad.abs().sum(-1) > 0
     expected = torch.zeros_like(touched)
     for row, sample in enumerate(one_micro_batch(samples).samples):

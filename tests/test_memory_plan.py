@@ -1,34 +1,50 @@
-"""The memory plan adds up, moves the way its flags push it, and a warning comes before a model is loaded."""
+"""The memory plan adds up to the known figures, moves the way its flags push it, and a warning comes before a model is loaded."""
 
 from __future__ import annotations
 
-import json
 import logging
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memfactory.common.config import TrainConfig
+from memfactory.common.errors import MissingFileError, UserError
 from memfactory.trainers import memory_plan
-from memfactory.trainers.memory_plan import GIB, plan_memory, report_memory
+from memfactory.trainers.held import held_by
+from memfactory.trainers.memory_plan import GIB, bytes_per_parameter, plan_memory, report_memory
+from memfactory.trainers.model_shapes import Shape, _config_of, shape_of
+from memfactory.trainers.plan_table import USABLE
+from memfactory.trainers.plan_table import plan as print_plan
 
-QWEN3_1_7B = {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+LAUNCHER: dict[str, Any] = {
+    "beta": 0.001, "gradient_accumulation_steps": 24, "num_generations": 16, "chunk_size": 2500, "max_prompt_length": 5500,
+    "max_generate_length": 1500, "engine_slots": 48, "gradient_checkpointing": True,
 }  # fmt: skip
+"""examples/RunMemoryAgent4B.sh."""
+
+FLAGS = [word for name, value in LAUNCHER.items() for word in (f"--{name}", str(value))]
 
 
-def plan(folder: Path, **options: Any) -> memory_plan.MemoryPlan:
-    (folder / "config.json").write_text(json.dumps(QWEN3_1_7B), encoding="utf-8")
+@cache
+def shape(model: str) -> Shape:
+    return shape_of(model)
+
+
+def plan(model: str = "Qwen3-1.7B", on_gpu: bool = False, **options: Any) -> memory_plan.MemoryPlan:
     flags: dict[str, Any] = {"chunk_size": 2500, "max_prompt_length": 6000, "max_generate_length": 2500, "num_generations": 16}
-    return plan_memory(TrainConfig(model_name_or_path=str(folder), gradient_accumulation_steps=24, **(flags | options)), bf16=True)
+    config = TrainConfig(model_name_or_path=model, **({"gradient_accumulation_steps": 24} | flags | options))
+    return plan_memory(config, bf16=True, on_gpu=on_gpu, shape=shape(model))
 
 
-def test_the_parts_of_qwen3_1_7b_are_those_of_its_1_72_billion_parameters(tmp_path: Path) -> None:
-    made = plan(tmp_path, beta=0.001, engine_slots=10)
+def test_the_parts_of_qwen3_1_7b_are_those_of_its_1_72_billion_parameters() -> None:
+    made = plan(beta=0.001, engine_slots=10)
     parameters = 1_720_574_976
     assert made.resident["weights (fp32)"] * GIB == pytest.approx(4 * parameters)
     assert made.resident["adamw's moments (fp32)"] * GIB == pytest.approx(8 * parameters)
@@ -37,17 +53,128 @@ def test_the_parts_of_qwen3_1_7b_are_those_of_its_1_72_billion_parameters(tmp_pa
     assert made.peak == pytest.approx(sum(made.resident.values()) + max(sum(made.rollout.values()), sum(made.update.values())))
 
 
-def test_what_the_warning_advises_does_help(tmp_path: Path) -> None:
-    base = plan(tmp_path, beta=0.001)
-    assert plan(tmp_path, beta=0.001, engine_slots=16).rollout["key-value cache"] < base.rollout["key-value cache"]
-    assert plan(tmp_path, beta=0.001, gradient_checkpointing=True).update["activations"] < base.update["activations"]
-    assert plan(tmp_path, beta=0.001, tokens_per_micro_batch=9000).update["logits"] < base.update["logits"]
-    assert "reference" not in plan(tmp_path, beta=0.0).resident
+@pytest.mark.parametrize(
+    ("scheme", "per_parameter", "gb_1_7b", "gb_4b"),
+    [
+        # trainer.md, 4.3. Gradients in bf16, as there; ours are fp32 unless told otherwise, 2 bytes more.
+        ({"master_weights": "split", "moments": "fp32", "gradients": "bf16"}, 14, 24.1, 56.3),
+        ({"master_weights": "split", "moments": "8bit", "gradients": "bf16"}, 8, 13.8, 32.2),
+        ({"master_weights": "fp32", "moments": "fp32"}, 16, 27.5, 64.4),
+    ],
+)
+def test_bytes_per_parameter_are_the_known_ones(scheme: dict[str, Any], per_parameter: float, gb_1_7b: float, gb_4b: float) -> None:
+    held = held_by(TrainConfig(**scheme), True, 0)
+    assert sum(bytes_per_parameter(held).values()) == pytest.approx(per_parameter, abs=0.04)  # the scales of 8-bit blocks
+    for model, expected in (("Qwen3-1.7B", gb_1_7b), ("Qwen3-4B", gb_4b)):
+        made = plan(model, on_gpu=True, **scheme)
+        gradients = next(size for name, size in made.update.items() if "gradients" in name)
+        assert (made.stays + gradients) * GIB / 1e9 == pytest.approx(expected, abs=0.2)
 
 
-def test_a_cache_is_not_planned_for_more_attempts_than_there_are(tmp_path: Path) -> None:
-    few = plan(tmp_path, num_generations=2)
-    assert few.rollout["key-value cache"] < plan(tmp_path).rollout["key-value cache"]
+def test_gradients_are_freed_before_the_rollout_and_state_can_leave_the_gpu() -> None:
+    small = plan("Qwen3-4B", on_gpu=True, master_weights="split", moments="8bit")
+    assert small.stays * GIB / 1e9 == pytest.approx(24.1, abs=0.2) and not any("gradient" in name for name in small.rollout)
+    away = plan("Qwen3-4B", on_gpu=True, master_weights="split", moments="8bit", offload_optimizer=True)
+    assert away.resident.keys() == {"weights (bf16)"} and sum(away.host.values()) * GIB / 1e9 == pytest.approx(16.2, abs=0.2)
+
+
+def test_lora_costs_two_bytes_a_frozen_parameter_and_little_more_and_needs_no_reference() -> None:
+    adapters = shape("Qwen3-4B").adapters(32, ("all-linear",))
+    # r x (inputs + outputs): q 2560+4096, k and v 2560+1024, o 4096+2560, gate, up and down 2560+9728; 36 layers
+    assert adapters == 36 * 32 * (6656 + 2 * 3584 + 6656 + 3 * 12288)
+    assert shape("Qwen3-4B").adapters(32, ("q_proj", "o_proj")) == 36 * 32 * 2 * 6656
+    made = plan("Qwen3-4B", on_gpu=True, lora_r=32, beta=0.001)
+    total = (made.stays + made.update["gradients (fp32)"]) * GIB
+    assert 2.1 < total / shape("Qwen3-4B").parameters < 2.3 and made.resident["reference"] == 0
+
+
+def test_the_4b_launcher_fits_80_gb_and_its_update_stays_below_60() -> None:
+    made = plan("Qwen3-4B", on_gpu=True, **LAUNCHER)
+    assert made.stays + sum(made.update.values()) < 60 and made.host.keys() == {"reference"}
+    assert made.slots_in(USABLE * 80) >= 36
+
+
+def test_activations_are_about_what_autograd_keeps_of_a_layer() -> None:
+    """Counted: the distinct tensors saved by a model of three layers less those of two."""
+    kept = [saved_bytes(layers) for layers in (2, 3)]
+    assert 1.0 <= Shape(small_config(2), 0, ()).activation_bytes(2) / (kept[1] - kept[0]) < 1.12
+
+
+def small_config(layers: int) -> Qwen3Config:
+    sizes = {"hidden_size": 128, "intermediate_size": 448, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+    return Qwen3Config(vocab_size=64, num_hidden_layers=layers, **sizes)
+
+
+def saved_bytes(layers: int, tokens: int = 64) -> float:
+    model = Qwen3ForCausalLM(small_config(layers)).bfloat16()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in weights:
+            seen[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model.base_model(input_ids=torch.arange(tokens)[None] % 64)
+    assert out is not None
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values()) / tokens
+
+
+def test_what_the_warning_advises_does_help() -> None:
+    base = plan(beta=0.001)
+    assert plan(beta=0.001, engine_slots=16).rollout["key-value cache"] < base.rollout["key-value cache"]
+    assert plan(beta=0.001, gradient_checkpointing=True).update["activations"] < base.update["activations"]
+    assert plan(beta=0.001, tokens_per_micro_batch=9000).update["logits"] < base.update["logits"]
+    for smaller in ({"moments": "8bit"}, {"master_weights": "split", "moments": "8bit"}, {"offload_optimizer": True}, {"lora_r": 32}):
+        assert plan(**smaller).stays < plan().stays
+    assert "reference" not in plan(beta=0.0).resident
+
+
+def test_a_cache_is_not_planned_for_more_attempts_than_there_are() -> None:
+    few = plan(num_generations=2)
+    assert few.rollout["key-value cache"] < plan().rollout["key-value cache"]
+
+
+@pytest.mark.parametrize("name", ["Qwen3-8B", "qwen3-8b", "Qwen/Qwen3-8B", "models/Qwen3-8B", "Qwen/Qwen3-8B-FP8"])
+def test_the_family_is_known_by_name(name: str) -> None:
+    assert _config_of(name).hidden_size == 4096 and not _config_of(name).tie_word_embeddings
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("Qwen3-0.6B", 596_049_920), ("Qwen3-4B", 4_022_468_096), ("Qwen3-8B", 8_190_735_360)])
+def test_known_shapes_have_the_published_numbers_of_parameters(name: str, parameters: int) -> None:
+    assert shape(name).parameters == parameters
+
+
+def test_a_folder_or_a_config_file_says_more_than_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / "Qwen3-8B"
+    small_config(2).save_pretrained(folder)
+    assert _config_of(str(folder)).hidden_size == _config_of(str(folder / "config.json")).hidden_size == 128
+    with pytest.raises(MissingFileError, match=r"Known by name, without a download: Qwen3-0\.6B"):
+        shape_of("models/absent")
+
+
+def printed(*words: str) -> tuple[int, str]:
+    console = Console(record=True, width=200, file=StringIO())
+    return print_plan(["--model", "Qwen3-4B", *words], console), console.export_text()
+
+
+def test_the_plan_says_what_fits_why_and_what_to_pass() -> None:
+    code, text = printed("--gpu", "80", *FLAGS)
+    assert code == 0 and "It fits as given, with --engine_slots 39." in text and "48 slots of 7000 tokens wanted, 39 fit" in text
+    assert "read by sampler and update" in text and "--lora_r 32 --gradient_checkpointing True" in text and "--moments 8bit" in text
+    code, text = printed("--gpu", "24", *FLAGS, "--max_generate_length", "1024", "--max_prompt_length", "4096")
+    assert code == 0 and "It does not fit as given. Recommended (LoRA): --lora_r 32 --gradient_checkpointing True" in text
+    code, text = printed("--gpu", "8", *FLAGS)
+    assert code == 1 and "Nothing fits 8 GiB" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["--gpu", "much"], "not a number of GiB"), ([], "needs the GPU's memory"), (["--gpu", "0"], "above 0")]
+)
+def test_a_plan_without_a_gpu_is_an_error(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        printed(*words)
 
 
 @pytest.mark.parametrize(("pages", "says"), [(1, "NOT enough"), (1 << 30, "enough.")])

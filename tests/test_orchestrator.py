@@ -192,12 +192,14 @@ def test_the_markdown_report_names_the_jobs_that_failed(tmp_path: Path, stubs: l
     assert "dies" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_when_all_jobs_fail_the_report_says_so_and_has_no_numbers(tmp_path: Path, stubs: list) -> None:
     code, shown, report = evaluated(config(tmp_path, "dies", "mistake"))
     assert code == 1 and len(report["failed"]) == 2 and shown.count("Failed:") == 2
     assert [row["coverage"] for row in report["results"]] in ([], [0])
 
 
+@pytest.mark.slow
 def test_at_most_as_many_workers_run_as_there_are_places(tmp_path: Path, stubs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
     start = orchestrator._start
@@ -224,6 +226,7 @@ def test_the_longest_job_is_started_first(tmp_path: Path, stubs: list, monkeypat
     assert order == ["long", "middle", "short"]
 
 
+@pytest.mark.slow
 def test_each_gpu_has_one_worker_that_sees_only_it(tmp_path: Path, stubs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str, str]] = []
     popen = orchestrator.subprocess.Popen

@@ -241,6 +241,7 @@ def server(tmp_path: Path) -> str:
     return milvus_server(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_at_a_server_see_each_other_and_give_no_id_twice(server: str) -> None:
     with opened(server) as one, opened(server) as two:
         start = threading.Barrier(4)
@@ -260,6 +261,7 @@ def test_two_processes_at_a_server_see_each_other_and_give_no_id_twice(server: s
         assert one.count("alice") == 0 and one.namespaces() == ()
 
 
+@pytest.mark.slow
 def test_a_writer_waits_for_another_and_not_for_a_dead_one(server: str) -> None:
     with opened(server, timeout=0.4) as store:
         store.add("alice", ["tea"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,7 +130,7 @@ def test_the_types_have_a_row_each_with_their_true_names(run: Any) -> None:
         ("1", "multi-hop", 2, 1), ("2", "temporal", 2, 0.5), ("3", "open-domain", 2, 1), ("4", "single-hop", 4, 0),
         ("to abstain on", "", 4, 0.5),
     ]  # fmt: skip
-    assert "| locomo | m | 2 temporal | 2 | 0.500 [0.500, 0.500] |" in type_markdown(rows)
+    assert "| locomo | m | 2 temporal | 2 | 0.500 |" in type_markdown(rows)
     shown = Console(file=io.StringIO(), width=120)
     shown.print(type_table(rows))
     assert "single-hop" in shown.file.getvalue()  # type: ignore[attr-defined]
@@ -144,6 +145,7 @@ def test_the_interval_is_over_clusters() -> None:
     assert alone == pytest.approx((0.5, 0.0891, 0.9109), abs=1e-4)  # Student's, 3 degrees of freedom: 0.5 -+ 3.1824 * 0.1291
     assert interval_of([[1.0]], ["a"])[0] == 1 and interval_of([[1.0]], ["a"])[1] != interval_of([[1.0]], ["a"])[1]
     assert interval_of([], [])[0] != 0
+    assert all(map(math.isnan, interval_of([[1.0, 0.0], [0.0, 1.0]], ["a", "b"])[1:])), "no spread is not certainty"
     assert interval_of([[1.0]] * 5, list("abcde")) == (1.0, pytest.approx(0.5655, abs=1e-4), 1.0), "Wilson's: five of five is not certainty"
     assert interval_of([[0.0], [0.0], [1.0], [0.0]], list("abcd"))[1:] == (pytest.approx(0.0456, abs=1e-4), pytest.approx(0.6994, abs=1e-4))
 

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from memfactory.algorithms.logprobs import response_logprobs
+from memfactory.algorithms.tree_attention import attending
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError, UserError
 from memfactory.common.files import read_jsonl, write_json, write_jsonl
@@ -264,15 +265,15 @@ def test_the_samplers_logprobs_are_those_of_a_forward_pass(grpo: Callable[..., M
 
 def test_the_reference_stays_the_base_model(grpo: Callable[..., MemTrainer], base: Base) -> None:
     trainer = grpo(beta=0.1)
-    assert trainer.reference is not None
+    assert trainer.reference is not None and trainer.reference.resident is not None
     for step in range(3):
         rollout = trainer._rollout()
-        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, True):
-            with torch.no_grad():
+        for micro in rollout.data.micro_batches(trainer.config.tokens_per_micro_batch, trainer.policy.backend):
+            with torch.no_grad(), attending(base[0], trainer.policy.backend):
                 assert micro.ref is not None and torch.equal(response_logprobs(base[0].eval(), micro)[0], micro.ref)
         trainer.training_step()
         trainer.step = step + 1
-    assert same(trainer.reference.state_dict(), base[0].state_dict()) and not same(weights_of(trainer), base[0].state_dict())
+    assert same(trainer.reference.resident.state_dict(), base[0].state_dict()) and not same(weights_of(trainer), base[0].state_dict())
 
 
 def test_kl_is_zero_before_the_first_update_and_positive_after_it(grpo: Callable[..., MemTrainer]) -> None:

@@ -21,7 +21,10 @@ _LOADING = threading.Lock()
 
 class TokenHandler(Handler):
     def do_GET(self) -> None:
-        self.send({"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "x"}]})
+        if self.path.startswith("/server_info"):
+            model = {"logprobs_mode": "processed_logprobs", "max_model_len": 512}
+            return self.send({"vllm_config": {"model_config": model, "parallel_config": {}, "device_config": {"device": "cuda"}}})
+        return self.send({"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "x"}]})
 
 
 class TokenServer:
@@ -47,7 +50,7 @@ class TokenServer:
                 self.model.load_state_dict(AutoModelForCausalLM.from_pretrained(self.loaded[-1]).state_dict())
             return handler.send({"results": [None]})
         if handler.path == "/reset_prefix_cache":
-            return handler.send({})
+            return handler.send({"success": True})
         assert handler.path == "/v1/completions" and body["return_token_ids"] and body["logprobs"] == 0
         assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0) and body["stop_token_ids"]
         sampling = Sampling(body["max_tokens"], body["temperature"], body["top_p"], (body["seed"],))

@@ -6,7 +6,6 @@ rounding alone is of the size of a ratio's clip.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memfactory.algorithms.packing import MicroBatch
+from memfactory.algorithms.tree_attention import model_inputs
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -45,20 +45,9 @@ def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, 
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """fp32 logits [N, V] of the trained positions of a micro-batch on the model's device."""
     inputs: dict[str, Any] = {"input_ids": micro.ids, "use_cache": False}
-    if micro.hidden is not None:
-        device = micro.ids.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-        # Additive: a boolean 4-D mask is silently wrong under eager attention.
-        mask = torch.zeros(micro.hidden.shape, dtype=dtype, device=micro.ids.device).masked_fill_(micro.hidden, torch.finfo(dtype).min)
-        inputs |= {"position_ids": micro.positions, "attention_mask": mask}
+    if micro.tree is not None:
+        inputs |= model_inputs(model, micro.tree)
     return logits_at(model, (micro.rows, micro.cols), inputs)
-
-
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """True if a token's place and sight can be said: positions, and attention that takes a mask (a GPU's fast kernels do not)."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    told = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    return getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager") and kinds == {"full_attention"} and told
 
 
 def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from memfactory.algorithms.lean_adamw import LeanAdamW
 from memfactory.common.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
@@ -36,12 +38,24 @@ def lr_scale(update: int, warmup: int, total: int | None, schedule: str) -> floa
     return 1.0 if done < 0.5 else 1.0 - 0.95 * (done - 0.5) * 2
 
 
+@dataclass(frozen=True, slots=True)
+class Lean:
+    """How AdamW is kept small; as it stands, not at all."""
+
+    residuals: Mapping[nn.Parameter, Tensor] | None = None
+    """Of bf16 weights, the lower halves of their masters (`split_model`)."""
+    moments: str = "fp32"
+    """fp32 or 8bit."""
+    offload: bool = False
+    """Residuals and moments live on the CPU."""
+
+
 def build_optimizers(
-    model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99)
+    model: nn.Module, name: str, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99), lean: Lean | None = None
 ) -> list[Optimizer]:
     """AdamW for all, or Muon for the hidden matrices with AdamW for the rest. Norms, biases and embeddings do not decay.
 
-    Muon: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
+    `lean` is for AdamW alone. Muon: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
     """
     if name not in OPTIMIZERS:
         raise ConfigError(f"Unknown optimizer {name!r}. Known: {', '.join(OPTIMIZERS)}.")
@@ -54,6 +68,14 @@ def build_optimizers(
         if parameter.requires_grad:
             (matrices if parameter.ndim == 2 and id(parameter) not in embeddings else others).append(parameter)
     plain = {"params": others, "weight_decay": 0.0}
+    if lean is not None and lean != Lean():
+        if name != "adamw":
+            raise ConfigError(
+                f"--optimizer {name} updates fp32 weights with fp32 moments on the device: leave --master_weights, "
+                "--moments and --offload_optimizer out, or use --optimizer adamw."
+            )
+        groups = [{"params": matrices, "weight_decay": weight_decay}, plain]
+        return [LeanAdamW(groups, lr, betas, residuals=lean.residuals, moments=lean.moments, offload=lean.offload)]
     if name == "adamw":
         return [AdamW([{"params": matrices, "weight_decay": weight_decay}, plain], lr=lr, betas=betas)]
     return [

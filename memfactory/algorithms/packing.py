@@ -2,8 +2,8 @@
 
 One denominator is computed for a whole optimizer update before its first backward pass and is divided into the weights,
 so the gradient is the same for any micro-batch size. Rows are padded on the right under causal
-attention: what is past a row's end cannot reach it, and no mask is needed. Short turns with equal prompts may share a row, which holds
-the prompt once; each response then sees the prompt and itself, at the positions it would have alone.
+attention: what is past a row's end cannot reach it, and no mask is needed. Or turns that begin alike share what they begin with:
+their tokens stand in a prefix tree, computed once each, at the positions and with the sight they would have alone.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from memfactory.algorithms.credit import Credit
+from memfactory.algorithms.prefix_tree import PrefixTree, blocks, grow
+from memfactory.algorithms.tree_rows import SDPA4D_WIDTH, TreeRows, tree_rows
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup
 
 AGGREGATIONS = ("token", "sequence", "trajectory", "prompt", "constant")
 TRUNCATED = ("train", "mask", "penalize")
 
-SHARED_WIDTH = 512
-"""No shared row is longer: its mask has one number per pair of tokens, and no fast attention kernel takes one."""
+PACKINGS = ("rows", "tree")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +72,12 @@ class MicroBatch:
     """[N] float32; those of one optimizer update are computed together (`TrainBatch.token_weights`)."""
     samples: list[Sample]
     """The samples, row by row."""
-    positions: Tensor | None = None
-    """[R, W] each token's position in its turn, if a row holds several turns."""
-    hidden: Tensor | None = None
-    """[R, 1, W, W] bool: the columns that a token may not see, if a row holds several turns."""
+    tree: TreeRows | None = None
+    """How the tokens see each other, if rows are prefix trees of several turns."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {
-            name: getattr(self, name)
-            for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights", "positions", "hidden")
-        }
+        tensors = {name: getattr(self, name) for name in ("ids", "rows", "cols", "targets", "old", "ref", "advantages", "weights", "tree")}
         return replace(self, **{name: None if t is None else t.to(device) for name, t in tensors.items()})  # type: ignore[arg-type]
 
 
@@ -138,75 +134,47 @@ class TrainBatch:
             parts[part_of[sample.trajectory]].append(sample)
         return [replace(self, samples=part) for part in parts]
 
-    def micro_batches(self, token_budget: int, share_prompts: bool = False) -> Iterator[MicroBatch]:
+    def micro_batches(self, token_budget: int, backend: str | None = None) -> Iterator[MicroBatch]:
         """Rows of similar length together, each batch at most `token_budget` padded tokens (a longer row goes alone).
 
-        `share_prompts`: turns with equal prompts share rows of at most SHARED_WIDTH tokens.
+        `backend`: None gives each turn a row of its own. Otherwise rows are prefix trees that attend in that way
+        (`tree_attention.py`), of which only sdpa4d takes several rows, and short ones.
         """
-        weights = self.token_weights()
-        rows = self._shared_rows(min(token_budget, SHARED_WIDTH)) if share_prompts else [[at] for at in range(len(self.samples))]
-        lengths = [self._length(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda at: (-lengths[at], at))
-        at = 0
-        while at < len(order):
-            chosen = order[at : at + max(1, token_budget // lengths[order[at]])]
-            yield _tensors([[(self.samples[n], weights[n]) for n in rows[row]] for row in chosen], lengths[order[at]])
-            at += len(chosen)
-
-    def _length(self, row: list[int]) -> int:
-        return len(self.samples[row[0]].prompt_ids) + sum(len(self.samples[at].response_ids) for at in row)
-
-    def _shared_rows(self, width: int) -> list[list[int]]:
-        """Samples with equal prompts together, as many as `width` tokens hold."""
-        rows: list[list[int]] = []
-        last: dict[tuple[int, ...], list[int]] = {}
-        for at, sample in enumerate(self.samples):
-            row = last.get(sample.prompt_ids)
-            if row is None or self._length([*row, at]) > width:
-                row = last[sample.prompt_ids] = []
-                rows.append(row)
-            row.append(at)
-        return rows
+        sequences, weights = [(*s.prompt_ids, *s.response_ids) for s in self.samples], self.token_weights()
+        if backend is None:
+            rows = [[at] for at in range(len(sequences))]
+        else:
+            width = min(token_budget, SDPA4D_WIDTH) if backend == "sdpa4d" else token_budget
+            rows = blocks(sequences, [len(s.response_ids) for s in self.samples], width)
+        trees = [grow([sequences[at] for at in row]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda row: (-len(trees[row].ids), row))
+        while order:
+            number = max(1, token_budget // len(trees[order[0]].ids)) if backend in (None, "sdpa4d") else 1
+            chosen, order = order[:number], order[number:]
+            yield _tensors([trees[row] for row in chosen], [[(self.samples[n], weights[n]) for n in rows[row]] for row in chosen], backend)
 
 
-def _tensors(rows_of: list[list[tuple[Sample, float]]], width: int) -> MicroBatch:
-    """One micro-batch of rows that hold (sample, weight of its tokens)."""
-    ids, positions, turn = (torch.zeros(len(rows_of), width, dtype=torch.int64) for _ in range(3))
+def _tensors(trees: list[PrefixTree], rows_of: list[list[tuple[Sample, float]]], backend: str | None) -> MicroBatch:
+    """One micro-batch from the tree of each row and its turns with the weight of their tokens, in the order of the tree's `nodes`."""
     rows, cols, targets, old, ref, advantages, weight = [], [], [], [], [], [], []  # type: ignore[var-annotated]
-    for row, members in enumerate(rows_of):
-        prompt = members[0][0].prompt_ids
-        start = end = len(prompt)
-        ids[row, :start] = torch.tensor(prompt)
-        positions[row, :start] = torch.arange(start)
-        for number, (sample, share) in enumerate(members):
+    for row, (tree, members) in enumerate(zip(trees, rows_of, strict=True)):
+        for nodes, (sample, share) in zip(tree.nodes, members, strict=True):
             length = len(sample.response_ids)
-            ids[row, end : end + length] = torch.tensor(sample.response_ids)
-            positions[row, end : end + length] = torch.arange(start, start + length)
-            turn[row, end : end + length] = number + 1
             rows += [row] * length
-            cols += [start - 1, *range(end, end + length - 1)]
+            cols += nodes[len(sample.prompt_ids) - 1 : -1]
             targets += sample.response_ids
             old += sample.old_logprobs
             ref += sample.ref_logprobs or ()
             advantages += [sample.advantage] * length
             weight += [share] * length
-            end += length
     samples = [sample for members in rows_of for sample, _ in members]
-    shared = len(samples) > len(rows_of)
+    ids, tree_or_none = tree_rows(trees, backend)
     has_ref = samples[0].ref_logprobs is not None
     return MicroBatch(
         ids, torch.tensor(rows), torch.tensor(cols), torch.tensor(targets), torch.tensor(old, dtype=torch.float32),
         torch.tensor(ref, dtype=torch.float32) if has_ref else None,
-        torch.tensor(advantages, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32), samples,
-        positions if shared else None, _hidden(turn) if shared else None,
+        torch.tensor(advantages, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32), samples, tree_or_none,
     )  # fmt: skip
-
-
-def _hidden(turn: Tensor) -> Tensor:
-    """[R, 1, W, W] from the turn of each token [R, W] (0: the prompt): what comes later, and other turns' responses."""
-    later = torch.ones(turn.shape[1], turn.shape[1], dtype=torch.bool).triu(1)
-    other = (turn[:, None, :] != turn[:, :, None]) & (turn[:, None, :] != 0)
-    return (later | other)[:, None]
 
 
 def pack(

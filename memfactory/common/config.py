@@ -21,6 +21,14 @@ _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_
 
 _MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options")
 
+_CHOICES = {
+    "old_logprobs": ("sampler", "frozen", "recompute"),
+    "master_weights": ("fp32", "split"),
+    "gradients": ("fp32", "bf16"),
+    "moments": ("fp32", "8bit"),
+    "reference": ("copy", "cpu", "lora"),
+}
+
 _FREE_ON_RESUME = frozenset(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
     "report_to wandb_name threads device parallel profile_steps rollout_servers".split()
@@ -87,8 +95,23 @@ class TrainConfig:
     lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
     max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
     tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
-    share_prompts: bool = option(True, "Compute equal short prompts once in the update (same gradient to rounding).")
+    packing: str = option("tree", "What the update computes: tree (what turns share at their beginning, once) or rows (each turn alone).")
+    attention_backend: str = option("auto", "How packing tree attends: auto, sdpa4d, paths, flash or flex (docs/performance.md).")
+    share_prompts: bool = option(True, "Older spelling: False means --packing rows.")
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass.")
+    master_weights: str | None = option(
+        None, "fp32, or split: bf16 weights, which the sampler reads too, and 16 bits each that restore fp32. Default: split on a GPU."
+    )
+    gradients: str = option("fp32", "What the gradients of split weights are added up in: fp32, or bf16 (coarse over many micro-batches).")
+    moments: str | None = option(None, "AdamW's moments: fp32 or 8bit. Default: 8bit on a GPU from 3e9 parameters, else fp32.")
+    offload_optimizer: bool = option(False, "Keep AdamW's moments, and the 16 bits of split weights, on the CPU.")
+    lora_r: int = option(0, "Rank of LoRA adapters, which are then all that is trained (needs peft); 0: all weights are trained.")
+    lora_alpha: int = option(64, "What adapters add is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = option(0.0, "Dropout in front of adapters; only mem_sft allows it, since the sampler has none.")
+    lora_targets: list[str] = option(["all-linear"], "Layers with adapters: ends of names such as q_proj, or all-linear (but the head).")
+    reference: str | None = option(
+        None, "Starting weights, if needed: copy (on the device), cpu (layers streamed in) or lora (adapters off). Default: what fits best."
+    )
     bf16: bool | None = option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 
     # Run
@@ -122,8 +145,11 @@ class TrainConfig:
                 f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "
                 "Give it, for example --max_generate_length 1024."
             )
-        if self.old_logprobs not in ("sampler", "frozen", "recompute"):
-            raise unknown_name("old_logprobs", self.old_logprobs, ("sampler", "frozen", "recompute"))
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in (*known, getattr(type(self), name)):
+                raise unknown_name(name, str(getattr(self, name)), known)
+        if self.lora_r < 0 or not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"--lora_r {self.lora_r} must be at least 0, and --lora_dropout {self.lora_dropout} in [0, 1).")
 
     def mapping(self, name: str) -> dict[str, Any]:
         """`agent_options`, `env_options`, `trainer_options` or `roles` as a mapping."""

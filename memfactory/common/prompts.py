@@ -80,10 +80,15 @@ NO_MEMORY = "No previous memory"
 PROMPT_ORDERS = ("memory_first", "chunk_first")
 
 
-def memory_update_messages(question: str, memory: str, section: str, order: str = "memory_first") -> Messages:
-    """The messages of one update turn; `order` is the paper's memory_first, or chunk_first."""
+def check_order(order: str) -> None:
+    """Refuse an order that is not among PROMPT_ORDERS."""
     if order not in PROMPT_ORDERS:
         raise ConfigError(f"Unknown prompt_order {order!r}. Known: {', '.join(PROMPT_ORDERS)}.")
+
+
+def memory_update_messages(question: str, memory: str, section: str, order: str = "memory_first") -> Messages:
+    """The messages of one update turn; `order` is the paper's memory_first, or chunk_first."""
+    check_order(order)
     template = MEMORY_UPDATE if order == "memory_first" else MEMORY_UPDATE_CHUNK_FIRST
     return user(fill(template, question=question, memory=memory, section=section))
 

@@ -33,8 +33,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     return load_causal_lm(path, device, dtype), tokenizer
 
 
-def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model alone, for a caller that has its tokenizer already."""
+def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """The model alone, for a caller that has its tokenizer already; the dtype "auto" is the checkpoint's."""
     source = source_of(path)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)

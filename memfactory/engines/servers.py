@@ -3,8 +3,7 @@
 Each request goes to the server that has the fewest of ours, in turn where several have; one that fails goes to the next server.
 A server is asked on its OpenAI-compatible completions endpoint with token ids, for token ids (`return_token_ids`) and the
 log-probs of what was sampled, which must be those of the distribution sampled from: `--logprobs-mode processed_logprobs`.
-New weights come as a folder that every server can read (`load`), by vLLM's endpoints for development
-(VLLM_SERVER_DEV_MODE=1): `/collective_rpc` with `reload_weights`, then `/reset_prefix_cache`.
+New weights come as a folder that every server can read (`vllm_server.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, PromptToo
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import run, seed_of
+from memfactory.engines.vllm_server import VLLMServer
 
 if TYPE_CHECKING:
     import openai
@@ -35,7 +35,8 @@ _REST = 30.0
 class _Server:
     root: str
     client: openai.AsyncOpenAI
-    model: str
+    control: VLLMServer
+    model: str = ""
     busy: int = 0
     """Requests of ours that it has now."""
     served: int = 0
@@ -71,7 +72,8 @@ class ServerPool:
             if not root.startswith(("http://", "https://")):
                 await _closed(made)
                 raise ConfigError(f"Rollout server {url!r}: write http://HOST:PORT.")
-            made.append(_Server(root, openai.AsyncOpenAI(base_url=f"{root}/v1", **self._options), ""))
+            client = openai.AsyncOpenAI(base_url=f"{root}/v1", **self._options)
+            made.append(_Server(root, client, VLLMServer(root, client)))
         for server in made:
             try:
                 listed = await server.client.with_options(timeout=20).models.list()
@@ -81,6 +83,11 @@ class ServerPool:
                     f"The rollout server {server.root} does not answer ({_said(error)}). Start it first: docs/scaling.md has the command."
                 ) from error
             server.model = listed.data[0].id if listed.data else ""
+            try:
+                await server.control.check()
+            except (ConfigError, InfrastructureError):
+                await _closed(made)
+                raise
         return made
 
     # The engine's promise
@@ -146,21 +153,7 @@ class ServerPool:
         return _completion(server.root, reply, sampling.max_tokens)
 
     async def _load(self, folder: Path) -> None:
-        import openai
-
-        async def one(server: _Server) -> None:
-            order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-            try:
-                await server.client.post(f"{server.root}/collective_rpc", cast_to=object, body=order)
-                await server.client.post(f"{server.root}/reset_prefix_cache", cast_to=object)
-            except openai.NotFoundError as error:
-                raise ConfigError(
-                    f"The rollout server {server.root} takes no new weights. Start vLLM with VLLM_SERVER_DEV_MODE=1 (docs/scaling.md)."
-                ) from error
-            except (openai.OpenAIError, ValueError) as error:
-                raise InfrastructureError(f"{server.root} could not load {folder}: {_said(error)}") from error
-
-        await asyncio.gather(*(one(server) for server in self.servers))
+        await asyncio.gather(*(server.control.load_weights(str(folder)) for server in self.servers))
 
 
 def _completion(root: str, reply: Any, most: int) -> Completion:

@@ -40,16 +40,18 @@ def type_rows(model: str, scores: Scores) -> list[Row]:
 
 
 def interval_of(scores: Sequence[Sequence[float]], clusters: Sequence[str]) -> tuple[float, float, float]:
-    """(mean, low, high) of [n][k] scores with a 95 % interval; NaN limits with fewer than two clusters.
+    """(mean, low, high) of [n][k] scores with a 95 % interval; NaN limits with fewer than two clusters, or if all have one fraction.
 
-    Student's over clusters; Wilson's where each is one question, right or wrong, and where all came out alike: Student's
-    would then have no width.
+    Student's over clusters; Wilson's where each is one question, right or wrong, and where all came out right or all wrong:
+    Student's would then have no width.
     """
     mean = clustered_mean(scores, clusters=clusters)
     values = by_question(scores)
     binary = all(value in (0.0, 1.0) for value in values[~np.isnan(values)])
     if binary and mean.clusters > 1 and (mean.value in (0.0, 1.0) or mean.clusters == mean.n):
         return mean.value, *wilson(round(mean.value * mean.clusters), mean.clusters)
+    if mean.se == 0:  # a few questions at one half: no spread to estimate from, and no certainty either
+        return mean.value, float("nan"), float("nan")
     low, high = mean.interval()
     return mean.value, max(low, 0.0), min(high, 1.0)
 

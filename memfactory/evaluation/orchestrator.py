@@ -96,7 +96,7 @@ def report_jobs(
         for job in done
         if (found := scores[job.model_name][job.dataset]).lost
     ]
-    told = list(dict.fromkeys(note for model, sets in scores.items() for found in sets.values() for note in task_notes(model, found)))
+    told = list(dict.fromkeys(note for job in themselves for note in task_notes(job.model_name, scores[job.model_name][job.dataset])))
     told += dict.fromkeys(replay_notes([Path(job.folder) for job in done]))
     found_by = [retrieval_rows(job.dataset, job.model_name, found_in(Path(job.folder))) for job in done]
     retrieval = [row for rows in found_by for row in rows]

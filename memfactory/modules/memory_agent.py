@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfactory.common.parsing import strip_thinking
-from memfactory.common.prompts import NO_MEMORY, memory_answer_messages, memory_update_messages
+from memfactory.common.prompts import NO_MEMORY, check_order, memory_answer_messages, memory_update_messages
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.modules.base import BaseModule
@@ -29,6 +29,9 @@ class RecurrentMemoryModule(BaseModule):
         max_answer_tokens: int = 1024
         prompt_order: str = "memory_first"
         """memory_first (the paper's), or chunk_first, whose prompts share a long prefix within a group."""
+
+        def __post_init__(self) -> None:
+            check_order(self.prompt_order)
 
     initial = NO_MEMORY
 

@@ -6,7 +6,6 @@ A *step* is one rollout batch (or one supervised batch); an *update* is one opti
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import random
 import time
@@ -24,20 +23,22 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
-from memfactory.algorithms.packing import AGGREGATIONS, TRUNCATED
+from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
+from memfactory.algorithms.tree_attention import BACKENDS
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
-from memfactory.common.tracking import Trackers, build_trackers
+from memfactory.common.tracking import Trackers, build_trackers, tracker_names
 from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.distributed import Ranks, device_of, explained
 from memfactory.trainers.health import Clock, memory_explained
+from memfactory.trainers.held import PLAIN, HeldModel, loading_type
 from memfactory.trainers.profiling import StepProfiler
-from memfactory.trainers.sharding import spread
+from memfactory.trainers.sharding import sharded, spread
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -63,6 +64,8 @@ class BaseTrainer(ABC):
         if self.ranks.size > 1 and not self.distributed:
             raise ConfigError(f"--trainer {config.trainer} trains in one process, and {self.ranks.size} were started. Start it alone.")
         self.clock = Clock(self.device)
+        # The defaults that save memory on one GPU are not for weights that several share out.
+        self._own_gpu = self.device.type == "cuda" and not sharded(config.parallel, self.ranks)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -73,15 +76,17 @@ class BaseTrainer(ABC):
         self.ranks.same(f"the last checkpoint in {self.output_dir}", self._resume_from and self._resume_from.name)
         model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
+        self.held = HeldModel(self.model, config, self._own_gpu) if self.trains_lm else None
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
             # transformers 5.23 renamed it and warns of the old name; older versions have only that.
             enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.parallel = spread(self.model, self.ranks, config.parallel, config.optimizer)
+        self.parallel = spread(self.model, self.ranks, config, self.held is None or self.held.held == PLAIN)
         self.optimizers = build_optimizers(
-            self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2)
-        )
+            self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2),
+            self.held.lean if self.held is not None else None,
+        )  # fmt: skip
         self.step = 0
         self.updates = 0
         self.skipped_updates = 0
@@ -98,6 +103,8 @@ class BaseTrainer(ABC):
     saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
+    trains_lm = True
+    """What is trained is a causal LM: split weights and adapters are for that."""
     distributed = False
     """Whether several processes can train together."""
 
@@ -106,7 +113,8 @@ class BaseTrainer(ABC):
         if tokenizer is None:
             tokenizer = load_tokenizer(required_model(self.config))
         if model is None:
-            model = load_causal_lm(required_model(self.config), str(self.device))
+            dtype = loading_type(self.config, self._own_gpu, self.bf16)
+            model = load_causal_lm(required_model(self.config), str(self.device), dtype)
         return model, tokenizer
 
     def weights_of(self, folder: Path) -> dict[str, torch.Tensor]:
@@ -159,7 +167,7 @@ class BaseTrainer(ABC):
         config = self.config
         if self._resume_from is not None:
             self._restore(self._resume_from)
-        names, main = _tracker_names(config), self.ranks.main
+        names, main = tracker_names(config.report_to, config.wandb_name), self.ranks.main
         trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
         shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": not main}
@@ -251,12 +259,14 @@ class BaseTrainer(ABC):
             state = {
                 "config": self.config.to_dict(),
                 "data": file_hash(self.config.data_path),
+                "held": self.held.state() if self.held is not None else None,
                 "optimizers": [self.parallel.state_of(o) for o in self.optimizers],
                 "counters": {name: getattr(self, name) for name in self.saved},
                 "random": ckpt.random_states(),
             }
             if self.ranks.main:
-                ckpt.save_checkpoint(self.output_dir, self.step, self.parallel.sampler, self.tokenizer, self.about(), state)
+                whole = self.parallel.sampler if self.parallel.sampler is not self.model else self.held or self.model
+                ckpt.save_checkpoint(self.output_dir, self.step, whole, self.tokenizer, self.about(), state)
                 ckpt.prune(self.output_dir, self.config.save_total_limit)
             self.ranks.wait()
         return self.output_dir / ckpt.folder_name(self.step)
@@ -289,7 +299,10 @@ class BaseTrainer(ABC):
                 f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
                 "Give the same options, or another --output_dir."
             )
-        self.parallel.load(self.weights_of(folder))
+        if self.held is None:
+            self.parallel.load(self.weights_of(folder))
+        else:
+            self.held.restore(folder, state.get("held"), self.weights_of, self.parallel.load)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             self.parallel.load_state(optimizer, saved)
         for name, value in state["counters"].items():
@@ -302,6 +315,7 @@ def _check_choices(config: TrainConfig) -> None:
     """Names that are read in the first step, checked before anything is loaded or written."""
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
+        "packing": PACKINGS, "attention_backend": BACKENDS,
     }  # fmt: skip
     for name, known in choices.items():
         if getattr(config, name) not in known:
@@ -325,14 +339,3 @@ def required_model(config: TrainConfig) -> str:
     if not config.model_name_or_path:
         raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
     return config.model_name_or_path
-
-
-def _tracker_names(config: TrainConfig) -> list[str]:
-    """Those asked for; `--wandb_name` alone means SwanLab, as in the public launchers, if it is installed."""
-    names = list(config.report_to)
-    if config.wandb_name and not names:
-        if importlib.util.find_spec("swanlab") is None:
-            log.warning("--wandb_name %s: swanlab is not installed, so only metrics.jsonl is written.", config.wandb_name)
-        else:
-            names.append("swanlab")
-    return names

@@ -241,7 +241,7 @@ class Replicated:
         chosen = [p for p, anyone in zip(trained, has.tolist(), strict=True) if anyone]
         for parameter in chosen:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         for bucket in _buckets([p.grad for p in chosen if p.grad is not None]):
             flat = torch.cat([gradient.reshape(-1).float() for gradient in bucket])
             dist.all_reduce(flat)

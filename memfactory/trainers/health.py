@@ -123,13 +123,14 @@ class Flops:
         return total
 
     def of_batch(self, micro: MicroBatch) -> float:
-        """Of a micro-batch."""
-        rows: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        at = 0
-        for sample in micro.samples:
-            rows[int(micro.rows[at])].append((len(sample.prompt_ids), len(sample.response_ids)))
-            at += len(sample.response_ids)
-        return self.of_rows(list(rows.values()))
+        """Of a micro-batch, each of its tokens as often as it is computed."""
+        if micro.tree is None:
+            return self.of_rows([[(len(sample.prompt_ids), len(sample.response_ids))] for sample in micro.samples])
+        positions, ends = micro.tree.positions, micro.tree.ends
+        # Padding stands alone, at position 0 and seen by itself; a turn has two tokens at least.
+        there = (positions > 0) | (ends > torch.arange(1, ends.shape[1] + 1, device=ends.device))
+        tokens = int(there.sum())
+        return self.body * tokens + self.head * len(micro.targets) + self.attention * (int(positions[there].sum()) + tokens / 2)
 
 
 def peak_flops(device: torch.device, bf16: bool) -> float | None:

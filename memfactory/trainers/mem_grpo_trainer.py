@@ -14,7 +14,6 @@ loss averages over all tokens of an update with one denominator. Knows no stage,
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import resource
@@ -48,6 +47,7 @@ from memfactory.trainers.distributed import SharedBatch, dealt, renumbered
 from memfactory.trainers.health import peak_flops, with_mfu
 from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
 from memfactory.trainers.policy_update import PolicyUpdate
+from memfactory.trainers.reference import build_reference
 from memfactory.trainers.rollout_servers import RolloutWeights
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -83,6 +83,8 @@ class MemTrainer(BaseTrainer):
     ) -> None:
         if config.num_generations < 2:
             raise ConfigError("--num_generations 1: an attempt is compared with others of its group, so 2 is the least.")
+        if config.lora_dropout:
+            raise ConfigError(f"--lora_dropout {config.lora_dropout}: a policy gradient is of the policy that sampled. Leave it at 0.")
         if env is None and not config.data_path:
             raise ConfigError("--data_path is required: datas/tiny/train.json ships with the project.")
         # The data before the weights: a wrong path should not cost the loading of a model.
@@ -104,12 +106,12 @@ class MemTrainer(BaseTrainer):
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
-        self.reference = copy.deepcopy(self.parallel.sampler).eval().requires_grad_(False) if needs_reference else None
-        if self.reference is not None and self.bf16:
-            self.reference.to(torch.bfloat16)  # it is only read, under the same bf16 arithmetic
+        assert self.held is not None
+        start = self.parallel.sampler
+        self.reference = build_reference(self.held.held.reference, start, self.device, self.bf16) if needs_reference else None
         self.models = local_models(
-            self.parallel.sampler, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference,
+            start, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
+            roles=roles, reference=self.reference.resident if self.reference is not None else None,
         )  # fmt: skip
         self.agent.attach(self.models)
         self.weights = RolloutWeights(self.parallel, self.models, config, self.bf16)
@@ -204,8 +206,8 @@ class MemTrainer(BaseTrainer):
             with self.clock.part("old_logprobs"):
                 data = self.policy.recomputed(data, averages, measure=True)
         if self.config.beta > 0 and self.reference is not None:
-            with self.clock.part("ref_logprobs"):
-                data = replace(data, samples=self.policy.with_logprobs(data.samples, self.reference, "ref_logprobs"))
+            with self.clock.part("ref_logprobs"), self.reference.scoring() as starting:
+                data = replace(data, samples=self.policy.with_logprobs(data.samples, starting, "ref_logprobs"))
         return data, averages
 
     def _share(self, examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:

@@ -115,6 +115,7 @@ class MemReinforceTrainer(BaseTrainer):
         "eval_steps": 100, "eval_samples": 0, "save_steps": 250,
     }  # fmt: skip
     saved = (*BaseTrainer.saved, "mean_reward")
+    trains_lm = False
     checkpoints_are_for = "a retriever: --retriever rmm_reranker with it as the option weights"
     bar_metrics = ("usefulness_so_far", "entropy")
 

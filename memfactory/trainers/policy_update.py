@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memfactory.algorithms.logprobs import autocast, can_share_prompts, evaluating, response_logprobs
+from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
 from memfactory.algorithms.losses import k3_kl
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
+from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
 from memfactory.common.registry import LOSS_REGISTRY
 from memfactory.trainers.distributed import Ranks, Replicated
@@ -31,7 +32,9 @@ class PolicyUpdate:
         self.parallel, self.model = parallel, parallel.model
         self.config, self.device, self.bf16 = config, device, bf16
         self._flops = Flops.of(self.model)
-        self.shares_prompts = config.share_prompts and can_share_prompts(self.model)
+        trees = config.packing == "tree" and config.share_prompts
+        half = bf16 or self.model.dtype in (torch.bfloat16, torch.float16)
+        self.backend = choose_backend(self.model, config.attention_backend, half) if trees else None
         self._loss = partial(
             LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
         )
@@ -52,10 +55,10 @@ class PolicyUpdate:
         filled: dict[int, Sample] = {}
         holder = self.parallel if model is self.model else Replicated(model, Ranks())
         place = {id(sample): at for at, sample in enumerate(samples)}
-        with evaluating(model):
-            for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts)):
+        with evaluating(model), attending(model, self.backend):
+            for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend)):
                 with autocast(self.device, self.bf16):
-                    values, _ = holder.call(response_logprobs, (micro or _nothing()).to(self.device), self.config.temperature)
+                    values, _ = holder.call(response_logprobs, (micro or self._nothing()).to(self.device), self.config.temperature)
                 if micro is None:
                     continue
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -67,16 +70,17 @@ class PolicyUpdate:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
-        for micro in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.shares_prompts)):
-            if micro is None:  # the others have a pass more
-                self._run(_nothing())[0].sum().mul(0.0).backward()
-                continue
+        for micro in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.backend)):
+            with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
+                logprobs, entropy = self._run(micro or self._nothing())
+                if micro is None:  # the others have a pass more
+                    logprobs.sum().mul(0.0).backward()
+                    continue
+                micro = micro.to(self.device)
+                loss = self._micro_loss(micro, logprobs, averages)
+                loss.backward()
             if self._flops is not None:
                 averages.add("update_flops", self._flops.of_batch(micro), 0)
-            micro = micro.to(self.device)
-            logprobs, entropy = self._run(micro)
-            loss = self._micro_loss(micro, logprobs, averages)
-            loss.backward()
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
             if measure_mismatch:
@@ -88,6 +92,10 @@ class PolicyUpdate:
     def _run(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.device, self.bf16):
             return self.parallel.call(response_logprobs, micro.to(self.device), self.config.temperature)
+
+    def _nothing(self) -> MicroBatch:
+        """Two tokens of no weight: a pass that adds no gradient."""
+        return next(TrainBatch([Sample((0,), (0,), (0.0,), 0.0, 0, 0)], weights=(0.0,)).micro_batches(2, self.backend))
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
@@ -102,8 +110,3 @@ class PolicyUpdate:
         averages.add("clip_fraction", float(token.clipped.float().sum()), number)
         averages.maximum("ratio_max", float(token.ratio.max()))
         return loss
-
-
-def _nothing() -> MicroBatch:
-    """One token of no weight: a pass that adds no gradient."""
-    return next(TrainBatch([Sample((0,), (0,), (0.0,), 0.0, 0, 0)], weights=(0.0,)).micro_batches(2))

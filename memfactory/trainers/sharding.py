@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from memfactory.algorithms.packing import MicroBatch
+from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.trainers.distributed import Ranks, Replicated
 
@@ -42,21 +43,28 @@ log = logging.getLogger(__name__)
 PARALLEL = ("auto", "ddp", "fsdp2")
 
 
-def spread(model: PreTrainedModel, ranks: Ranks, parallel: str, optimizer: str) -> Replicated:
-    """How the ranks hold the model. `auto` follows accelerate's configuration file: FSDP of version 2, else whole on every rank."""
+def sharded(parallel: str, ranks: Ranks) -> bool:
+    """Whether the ranks share the model out. `auto` follows accelerate's configuration file: FSDP of version 2, else each has all."""
     if parallel not in PARALLEL:
         raise unknown_name("parallel", parallel, PARALLEL)
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
     if parallel == "auto" and asked and os.environ.get("FSDP_VERSION", "2") != "2":
         raise ConfigError("The accelerate configuration asks for FSDP of version 1. Set fsdp_version: 2, or --parallel ddp.")
-    if ranks.size == 1:
+    return ranks.size > 1 and (parallel == "fsdp2" or (parallel == "auto" and asked))
+
+
+def spread(model: PreTrainedModel, ranks: Ranks, config: TrainConfig, plain: bool) -> Replicated:
+    """The model as the ranks hold it; `plain`: fp32 weights, all trained, with fp32 moments on the device."""
+    if ranks.size > 1:
+        each = "a shard of the model (fsdp2)" if sharded(config.parallel, ranks) else "the whole model (ddp)"
+        log.info("%d processes train together, each with %s.", ranks.size, each)
+    if not sharded(config.parallel, ranks):
         return Replicated(model, ranks)
-    if parallel == "ddp" or (parallel == "auto" and not asked):
-        log.info("%d processes train together, each with the whole model (ddp).", ranks.size)
-        return Replicated(model, ranks)
-    log.info("%d processes train together, each with a shard of the model (fsdp2).", ranks.size)
-    if optimizer != "adamw":
-        raise ConfigError(f"--optimizer {optimizer}: works on whole matrices, and fsdp2 shards them. Use adamw, or --parallel ddp.")
+    if config.optimizer != "adamw" or not plain:
+        raise ConfigError(
+            "fsdp2 shards fp32 weights and AdamW's fp32 moments: leave --optimizer, --master_weights, --moments, --offload_optimizer and "
+            "--lora_r out, or use --parallel ddp, which takes them all."
+        )
     return Sharded(model, ranks)
 
 

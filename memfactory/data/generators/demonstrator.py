@@ -97,8 +97,13 @@ def echo_row(rng: random.Random) -> Row:
     return {"messages": [{"role": "user", "content": text}], "response": response, "stage": "echo"}
 
 
-def demonstrations(seed: int, habits: Habits, chunks: tuple[int, ...] = (1, 2, 3), echo: float = 0.1) -> Iterator[Row]:
-    """An endless seeded stream of rows: the demonstrator's turns, with a share of copying exercises, mixed in small pools."""
+def demonstrations(
+    seed: int, habits: Habits, chunks: tuple[int, ...] = (1, 2, 3), echo: float = 0.1, chunk_first: float = 0.1
+) -> Iterator[Row]:
+    """An endless seeded stream of rows: the demonstrator's turns, with a share of copying exercises, mixed in small pools.
+
+    `chunk_first`: the share of episodes whose prompts have the section before the memory.
+    """
     rng = random.Random(f"demonstrations/{seed}")
     pool: list[Row] = []
     while True:
@@ -106,7 +111,7 @@ def demonstrations(seed: int, habits: Habits, chunks: tuple[int, ...] = (1, 2, 3
             if rng.random() < echo:
                 pool.append(echo_row(rng))
             episode = draw_episode(rng, rng.choice(chunks), names=NAMES["all"])
-            pool.extend(play(rng, episode, habits))
+            pool.extend(play(rng, episode, habits, chunk_first))
         rng.shuffle(pool)
         for _ in range(256):
             yield pool.pop()

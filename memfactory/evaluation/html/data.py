@@ -12,6 +12,7 @@ from typing import Any
 
 from memfactory.common.files import read_json
 from memfactory.evaluation.compare import Row
+from memfactory.evaluation.estimates import wilson
 from memfactory.evaluation.html.samples import Sample, anchor, samples_of
 from memfactory.evaluation.ledger import Attempt, read_attempts
 
@@ -24,13 +25,16 @@ def page_of(folder: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     results = [_scored(row) for row in report["results"]]
     runs, samples = _runs(folder, results)
     models = list(dict.fromkeys(row["model"] for row in [*results, *runs]))
+    anchors = {row["model"]: (row["of"], row["anchor"]) for row in results if row.get("anchor")}
     lost = [row for row in results if row["coverage"] is not None and row["coverage"] < 1]
     notes = list(report.get("notes", []))
     alarms = [note for note in notes if note.startswith("Failed") or any(_is_of(note, row) for row in lost)]
     return {
-        "title": folder.resolve().name, "models": models, "datasets": list(dict.fromkeys(row["dataset"] for row in [*results, *runs])),
+        "title": folder.resolve().name, "models": models, "anchors": anchors,
+        "datasets": list(dict.fromkeys(row["dataset"] for row in [*results, *runs])),
         "results": results, "paired": report.get("paired", []), "by_type": report.get("by_type", []), "judged": _judged(folder, results),
-        "cost": report.get("cost", []), "alarms": alarms, "notes": [note for note in notes if note not in alarms],
+        "cost": report.get("cost", []), "retrieval": report.get("retrieval", []),
+        "alarms": alarms, "notes": [note for note in notes if note not in alarms],
         "abstention": [row for row in results if row.get("abstention_n")], "runs": runs, "samples": samples,
     }  # fmt: skip
 
@@ -57,11 +61,13 @@ def _scored(row: Row) -> Row:
 
 
 def _student(mean: float, se: float, degrees: int) -> tuple[float | None, float | None]:
-    """Student's 95 % interval of a score, which lies between 0 and 1."""
+    """Student's 95 % interval of a score, which lies between 0 and 1; Wilson's where all are wrong or all right and se is 0."""
     from scipy import stats  # not above: importing it takes half a second
 
-    if degrees < 1:
+    if degrees < 1 or (se == 0 and mean not in (0.0, 1.0)):
         return None, None
+    if se == 0:
+        return wilson(round(mean * (degrees + 1)), degrees + 1)
     half = float(stats.t.ppf(0.975, degrees)) * se
     return max(0.0, mean - half), min(1.0, mean + half)
 
@@ -73,10 +79,13 @@ def _runs(folder: Path, results: Sequence[Row]) -> tuple[list[Row], list[Sample]
     found = [(place, job) for place, job in found if (job["dataset"], job["model_name"]) in places]
     found.sort(key=lambda pair: places[pair[1]["dataset"], pair[1]["model_name"]])
     runs, samples, taken = [], list[Sample](), set[str]()
-    most = max(2, SAMPLES // max(len(found), 1))
+    anchors = {row["model"] for row in results if row.get("anchor")}
+    most = max(2, SAMPLES // max(sum(job["model_name"] not in anchors for _, job in found), 1))
     for place, job in found:
         attempts = {attempt.key: attempt for attempt in read_attempts(place)}
         runs.append(_run(place, job, list(attempts.values())))
+        if job["model_name"] in anchors:  # there is no memory to follow
+            continue
         told = samples_of(place, job, attempts, most)
         samples += [sample | {"anchor": anchor(taken, job["model_name"], job["dataset"], sample["example"])} for sample in told]
     return runs, samples

@@ -8,28 +8,30 @@ from typing import Any
 
 from memfactory.evaluation.compare import Row
 from memfactory.evaluation.html.markup import Html, html, tag
-from memfactory.evaluation.html.results import abstention, cost, deciding, differences, judged, scores, types
+from memfactory.evaluation.html.results import abstention, cost, deciding, differences, judged, retrieval, scores, types
 from memfactory.evaluation.html.table import Column, Page, count, facts, figure, interval, model_name, section, table, verdict
 
 
 def front(page: Page) -> Html:
     """The whole front page; a part that has nothing to show is left out."""
-    parts = (alarms, scores, differences, types, abstention, judged, cost, samples, runs)
+    parts = (alarms, scores, differences, types, abstention, retrieval, judged, cost, samples, runs)
     return tag("main", {"id": "front"}, header(page), [part(page) for part in parts])
 
 
 def header(page: Page) -> Html:
     """The title, what was run in a line, and what came of it."""
     runs: Sequence[Row] = page["runs"]
+    anchors = len(page["anchors"])
     told = [
-        count(len(page["models"]), "model"), count(len(page["datasets"]), "set"), count(sum(run["attempts"] for run in runs), "attempt"),
+        count(len(page["models"]) - anchors, "model"), count(anchors, "anchor") if anchors else "", count(len(page["datasets"]), "set"),
+        count(sum(run["attempts"] for run in runs), "attempt"),
         max((run["last"] for run in runs), default=""),
         ", ".join(dict.fromkeys(f"memfactory {run['versions']['memfactory']}" for run in runs if "memfactory" in run["versions"])),
     ]  # fmt: skip
     outcome = [
         tag("li", model_name(page, row["model"]), f" on {row['dataset']}: ", verdict(row["verdict"]), f" than {row['base']} by "
             if row["verdict"] in ("better", "worse") else f" with {row['base']}, ", _change(row))
-        for row in page["paired"] if row["metric"] == deciding(page, row)
+        for row in page["paired"] if row["metric"] == deciding(page, row) and row["model"] not in page["anchors"]
     ]  # fmt: skip
     title = tag("h1", tag("span", {"class": "kicker"}, "Evaluation"), page["title"])
     return tag("header", title, tag("p", {"class": "told"}, " · ".join(part for part in told if part)),
@@ -40,7 +42,9 @@ def _what(page: Page) -> Html:
     """Models, sets and decoding in a few lines; `runs` has the rest."""
     runs: Sequence[Row] = page["runs"]
     models = {
-        run["model"]: tag("div", model_name(page, run["model"]), _quiet(run["path"], run["agent"], _print(run, "model"))) for run in runs
+        run["model"]: tag("div", model_name(page, run["model"]), _quiet(run["path"], run["agent"], _print(run, "model")))
+        for run in runs
+        if run["model"] not in page["anchors"]
     }
     sets = {run["dataset"]: tag("div", run["dataset"], _quiet(run["data_path"], run["env"], _print(run, "data"))) for run in runs}
     return facts([

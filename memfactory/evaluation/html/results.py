@@ -85,7 +85,7 @@ def deciding(page: Page, row: Row) -> str:
 
 def types(page: Page) -> Html:
     """Bars by type of question, the models under each other."""
-    rows: Sequence[Row] = [row for row in page["by_type"] if not row["abstain"]]
+    rows: Sequence[Row] = [row for row in page["by_type"] if not row["abstain"] and row["model"] not in page["anchors"]]
     columns = [
         Column("type", "wide"), Column("model"), Column(axis(SHARES), "plot"), Column("score", "num"), Column("95 % interval", "num wide"),
         Column("n", "num wide", "questions"),
@@ -138,6 +138,30 @@ def _abstained(page: Page, row: Row) -> list[Any]:
     drawn = whisker(SHARES, row["abstention_recall"], low, high, colour(page, row["model"]), f"recall {figure(row['abstention_recall'])}")
     return [model_name(page, row["model"]), figure(row["abstention_recall"]), drawn, figure(row["abstention_precision"]),
             figure(row["overall"]), row["abstention_n"]]  # fmt: skip
+
+
+def retrieval(page: Page) -> Html:
+    """How much of the evidence was among what was retrieved, at each agent's own k."""
+    rows: Sequence[Row] = [row for row in page["retrieval"] if row["own_k"]]
+    columns = [
+        Column("model"), Column("level"), Column("k", "num", "memories retrieved; * as many as a whole sample has"),
+        Column(axis(SHARES), "plot"), Column("all found", "num", "recall_all@k: every piece of evidence is there"),
+        Column("any found", "num", "recall_any@k: at least one is"), Column("NDCG", "num wide"), Column("n", "num wide", "questions"),
+    ]  # fmt: skip
+    groups = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        groups.append((dataset, [_retrieved(page, row) for row in rows if row["dataset"] == dataset]))
+    lead = "Evidence among the retrieved memories, before anything was answered. Where k covers a whole sample (*), recall says nothing."
+    return section("Retrieval", table(columns, groups), id="retrieval", lead=lead) if groups else Html()
+
+
+def _retrieved(page: Page, row: Row) -> list[Any]:
+    drawn = bar(
+        SHARES, row["recall_all"], None, None, colour(page, row["model"]), f"{row['model']}: recall_all {figure(row['recall_all'])}"
+    )
+    k = f"{row['k']}{' *' if row['covered'] else ''}"
+    return [model_name(page, row["model"]), row["level"], k, drawn, figure(row["recall_all"]), figure(row["recall_any"]),
+            figure(row["ndcg"]), row["n"]]  # fmt: skip
 
 
 def judged(page: Page) -> Html:

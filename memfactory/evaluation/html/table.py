@@ -59,13 +59,18 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Html:
 
 
 def colour(page: Page, model: str) -> str:
-    """The class of a model's colour: the first one's is grey, for the others are compared with it."""
-    return f"m{page['models'].index(model) % 6}" if model in page["models"] else "m0"
+    """The class of a model's colour: the first one's is grey, for the others are compared with it; an anchor has its model's."""
+    of, _ = page["anchors"].get(model, (model, ""))
+    models = [name for name in page["models"] if name not in page["anchors"]]
+    return f"m{models.index(of) % 6}" if of in models else "m0"
 
 
 def model_name(page: Page, model: str) -> Html:
-    """A model with the dot of its colour."""
-    return tag("span", {"class": "model"}, tag("i", {"class": f"dot {colour(page, model)}"}), model)
+    """A model with the dot of its colour; an anchor with a ring, named by its kind, for it stands under its model."""
+    of, kind = page["anchors"].get(model, (model, ""))
+    named = html(["+ ", kind]) if kind and of in page["models"] else model
+    dot = f"dot {'ring ' if kind else ''}{colour(page, model)}"
+    return tag("span", {"class": "model anchor" if kind else "model", "title": model if kind else None}, tag("i", {"class": dot}), named)
 
 
 def verdict(word: str) -> Html:
