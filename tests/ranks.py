@@ -47,7 +47,7 @@ def trainer(name: str, flat: str = "", **options: Any) -> MemTrainer:
     model, tokenizer = load_model(str(FOLDER / "base"))
     settings: dict[str, Any] = {
         "model_name_or_path": str(FOLDER / "base"), "data_path": str(FOLDER / "facts.json"), "output_dir": str(FOLDER / name),
-        "batch_size": 3, "num_generations": 4, "chunk_size": 16, "max_generate_length": 4, "lr": 1e-3, "warmup_updates": 0,
+        "batch_size": 3, "num_generations": 4, "chunk_size": 16, "max_generate_length": 4, "lr": 5e-4, "warmup_updates": 0,
         "max_steps": 3, "device": "cpu", "save_steps": 100, "tokens_per_micro_batch": 200, "num_minibatches": 2,
     }  # fmt: skip
     env = HashEnv(str(FOLDER / "facts.json"))
@@ -100,7 +100,7 @@ def dying() -> Any:
     return None
 
 
-EVERY = {"beta": 0.05, "old_logprobs": "frozen", "aggregation": "prompt", "num_iterations": 2, "max_steps": 2}
+EVERY = {"beta": 0.05, "old_logprobs": "frozen", "aggregation": "prompt", "num_iterations": 2, "max_steps": 1, "lr": 2e-4}
 """Options that each take another path."""
 
 SCENARIOS: dict[str, tuple[int, Callable[[], Any]]] = {

@@ -253,7 +253,7 @@ def test_two_processes_train_the_weights_of_one(runs: SimpleNamespace, alone: st
     passes = []
     for weights, made in result(runs, several):
         passes.append(made)
-        assert largest_difference(weights, expected) < 1e-5 and moved > 1e-3
+        assert largest_difference(weights, expected) < 1e-5 < moved / 50
     if several == "ddp":
         assert sum(passes[0]) != sum(passes[1]), "the processes should differ in their micro-batches, or this shows less"
     if several == "idle":

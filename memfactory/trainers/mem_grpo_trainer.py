@@ -101,7 +101,7 @@ class MemTrainer(BaseTrainer):
         LOSS_REGISTRY.get(config.loss)
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
-        self.policy = PolicyUpdate(self.parallel, config, self.device, self.bf16)
+        self.policy = PolicyUpdate(self.model, config, self.device, self.bf16, self.parallel)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)

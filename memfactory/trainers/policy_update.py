@@ -28,8 +28,11 @@ if TYPE_CHECKING:  # importing it takes two seconds
 class PolicyUpdate:
     """Forward and backward passes over a `TrainBatch`, in micro-batches."""
 
-    def __init__(self, parallel: Replicated, config: TrainConfig, device: torch.device, bf16: bool) -> None:
-        self.parallel, self.model = parallel, parallel.model
+    def __init__(
+        self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool, parallel: Replicated | None = None
+    ) -> None:
+        """`parallel`: how several processes hold the model; None: this one alone."""
+        self.parallel, self.model = parallel or Replicated(model, Ranks()), model
         self.config, self.device, self.bf16 = config, device, bf16
         self._flops = Flops.of(self.model)
         trees = config.packing == "tree" and config.share_prompts
