@@ -22,18 +22,20 @@ PUBLIC = set(
 """What the public launchers pass."""
 
 FLAGS = PUBLIC | set(
-    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots advantage credit loss "
+    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots "
+    "engine_graphs decode_attention share_prefixes advantage credit loss "
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
-    "reference max_steps max_cpu_minutes packing attention_backend parallel profile_steps rollout_servers "
-    "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to".split()
+    "reference max_steps max_cpu_minutes packing attention_backend seed device threads eval_steps eval_samples eval_k "
+    "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap parallel profile_steps "
+    "rollout_servers".split()
 )
 """All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
 
 SPECIAL = {
     "old_logprobs": "frozen", "agent_options": '{"a": 1}', "env_options": '{"a": 1}', "trainer_options": '{"a": 1}',
-    "roles": '{"a": "policy"}', "plugins": ["x"],
+    "roles": '{"a": "policy"}', "plugins": ["x"], "loss_options": '{"a": 1}', "engine_options": '{"a": 1}', "tis": "sequence",
     "master_weights": "split", "gradients": "bf16", "moments": "8bit", "reference": "cpu",
 }  # fmt: skip
 
@@ -254,8 +256,12 @@ def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_i
 
 MAY_CHANGE = set(
     "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path report_to "
-    "wandb_name threads device parallel profile_steps rollout_servers".split()
+    "wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
 )
+
+
+FOLLOWS = {"rollout_servers": ["old_logprobs", "tis"], "engine": ["old_logprobs", "tis"], "tis": ["old_logprobs"]}
+"""What `auto` makes of other options when one is given."""
 
 
 @pytest.mark.parametrize("name", sorted(FLAGS))
@@ -263,7 +269,7 @@ def test_a_change_of_what_decides_a_step_is_named_and_only_that(name: str) -> No
     value = another_value(name)
     assert value != getattr(TrainConfig(), name)
     changes = TrainConfig(**{name: value}).changes(TrainConfig().to_dict())
-    assert [change.split(":")[0] for change in changes] == ([] if name in MAY_CHANGE else [name])
+    assert sorted(change.split(":")[0] for change in changes) == sorted([*([] if name in MAY_CHANGE else [name]), *FOLLOWS.get(name, [])])
 
 
 def test_an_option_that_an_older_run_did_not_know_had_its_default() -> None:

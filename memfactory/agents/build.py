@@ -17,8 +17,9 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import looks_local, read_json
 from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
 from memfactory.engines.api import PREFIX, APIChat
+from memfactory.engines.base import Engine
 from memfactory.engines.chat import ChatModel, LocalChat, Models
-from memfactory.engines.hf import HFEngine, slots_that_fit, stop_ids_of
+from memfactory.engines.hf import HFEngine, stop_ids_of
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.engines.vllm import VLLMEngine
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # importing it takes two seconds
 
 ABOUT = "memfactory.json"
 """The file of a checkpoint that says which agent it was trained as."""
+
+HF_OPTIONS = ("slots", "max_prompt_length", "graphs", "decode_attention", "share_prefixes")
+"""What `open_models` takes for the engine hf."""
 
 
 def build_agent(agent_type: str, tokenizer: PreTrainedTokenizerBase, device: str, options: Mapping[str, Any]) -> BaseAgent:
@@ -43,14 +47,19 @@ def local_models(
     max_prompt_length: int | None = None,
     roles: Mapping[str, str] | None = None,
     reference: PreTrainedModel | None = None,
+    policy: Engine | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Models:
-    """Chat models over weights in this process: the policy, the reference if its weights are given, and the APIs that roles name."""
+    """Chat models over weights in this process: the policy, the reference if its weights are given, and the APIs that roles name.
+
+    `policy`: what samples for the policy; None: the hf engine over the weights themselves. `options`: further ones of `HFEngine`.
+    """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
-        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16)
+        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
         return LocalChat(tokenizer, engine, max_prompt_length)
 
-    chats: dict[str, ChatModel] = {"policy": chat(model)}
+    chats: dict[str, ChatModel] = {"policy": chat(model) if policy is None else LocalChat(tokenizer, policy, max_prompt_length)}
     if reference is not None:
         chats["reference"] = chat(reference)
     return Models(chats | api_chats(roles or {}), roles)
@@ -115,24 +124,26 @@ def open_models(
     """Who answers: `model` as the policy, and what `roles` name.
 
     `engine`: hf or vllm (in this process), api (an OpenAI-compatible server, such as vLLM's), or a key of ENGINE_REGISTRY whose
-    class is a chat model and takes the model's name. `options` are the engine's: `slots` and `max_prompt_length` of hf, else
-    keyword arguments of the class (`base_url`, `timeout`, ... of api; `max_model_len`, ... and `max_prompt_length` of vllm).
+    class is a chat model and takes the model's name. `options` are the engine's: `slots`, ... of hf (HF_OPTIONS), else keyword
+    arguments of the class (`base_url`, `timeout`, ... of api; `max_model_len`, ... and `max_prompt_length` of vllm).
     """
     roles, given = dict(roles or {}), dict(options or {})
     if engine == "vllm":
         return Models({"policy": _vllm(model, device, given, roles)} | api_chats(roles), roles)
     if engine != "hf":
         return Models({"policy": _served(engine, model, given)} | api_chats(roles), roles)
-    _refuse_unknown(engine, given, ("slots", "max_prompt_length"))
+    _refuse_unknown(engine, given, HF_OPTIONS)
     if "reference" in roles.values() and not reference:
         raise ConfigError("roles names the reference: say which model it is with --reference.")
     on_gpu = device.startswith("cuda")
     dtype = torch.bfloat16 if on_gpu else torch.float32
     weights = load_causal_lm(model, device, dtype)
-    if on_gpu:
-        given["slots"] = min(given.get("slots", 192), slots_that_fit(weights, _longest(agent)))
     other = load_causal_lm(str(reference), device, dtype) if "reference" in roles.values() else None
-    return local_models(weights, load_tokenizer(model), bf16=on_gpu, roles=roles, reference=other, **given)
+    slots, prompt = given.pop("slots", 192), given.pop("max_prompt_length", None)
+    return local_models(
+        weights, load_tokenizer(model), slots=slots, bf16=on_gpu, max_prompt_length=prompt, roles=roles, reference=other,
+        options={"longest": longest_turn(agent), **given},
+    )  # fmt: skip
 
 
 def _vllm(model: str, device: str, options: dict[str, Any], roles: Mapping[str, str]) -> LocalChat:
@@ -165,7 +176,7 @@ def _refuse_unknown(engine: str, options: Mapping[str, Any], known: Iterable[str
             raise unknown_name(f"option of the engine {engine!r}", name, known)
 
 
-def _longest(agent: BaseAgent) -> int:
+def longest_turn(agent: BaseAgent) -> int:
     """Tokens that a turn may hold, prompt and response, as far as the agent's options say."""
     options = agent.options
     chunk, response = getattr(options, "chunk_size", None) or 4096, getattr(options, "max_generate_length", None) or 1024

@@ -2,40 +2,52 @@
 
 There is no second copy of the weights and nothing to synchronise. Knows no text and no stage. How it works:
 
-1. Prefill `prompt[:-1]` through the bare decoder (no logits); equal prompts are prefilled once. The last prompt token
-   is fed in the next decode step, so every sampled token comes from one place.
+1. Prefill `prompt[:-1]` through the bare decoder (no logits); equal prompts, and long beginnings in common, are prefilled once.
+   The last prompt token is fed in the next decode step, so every sampled token comes from one place.
 2. Rows are dense in 0..n-1, each at its own position; a new request fills a hole; when holes abound the last rows move.
 3. One uniform number per token and the inverse of the cumulative distribution: what is sampled does not depend on the
    batch, up to floating-point ties.
 4. No cache outlives its request, so new weights need no invalidation, only an idle engine.
+5. On a GPU a decode step is a recorded graph over tensors that never move, as many slots as the free memory holds, and its tokens
+   are read while the next step already runs: a row that sampled a stop token is decoded once more, for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
-from memfactory.algorithms.logprobs import autocast, evaluating, logits_at
-from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong
+from memfactory.algorithms.logprobs import autocast, evaluating
+from memfactory.common.config import ENGINE_GRAPHS
+from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, unknown_name
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
 from memfactory.engines.base import uniforms
+from memfactory.engines.forward import DecodeForward
+from memfactory.engines.graphs import CudaRecorder, GraphedSteps, Recorder, row_bucket
 from memfactory.engines.load import stop_ids
-from memfactory.engines.slot_cache import SlotCache, cache_bytes_per_token
+from memfactory.engines.prefill import prefill
+from memfactory.engines.sampling import sample as sample  # its home of old
+from memfactory.engines.slot_cache import SlotCache, slots_that_fit
+from memfactory.engines.slots import SlotState
+from memfactory.engines.supported import refuse_unsupported
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
 
-_PREFILL_TOKENS = 65536
-"""Most padded tokens in one prefill: what does not fit waits for the next tick."""
+_PREFILL_TOKENS = {"cuda": 16384}
+"""Most tokens in one prefill by type of device, beyond which none gets faster; their keys and values stand beside the cache."""
 
-_SPAN = 64
-"""The visible width of the cache grows in steps of this many columns."""
+_SPAN = {"cuda": 256}
+"""The visible width of the cache grows in steps of this many columns; fewer steps are fewer graphs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,47 +58,57 @@ class _Request:
     max_tokens: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    steps: int = 0
+    """Decode steps that were started for it; on a GPU up to one more than tokens were read."""
 
+    ended: bool = False
 
-def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Tokens [n] and their log-probs [n] from logits [n, V], one uniform number [n] (float64) each.
-
-    Temperature 0 takes the most likely token and reports its log-prob at temperature 1. The log-prob is always of the
-    distribution before top-p.
-    """
-    greedy = temperature == 0
-    table = torch.log_softmax(logits.float() / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
-    probabilities = table.double().exp()
-    if top_p is not None:
-        probabilities = _nucleus(probabilities, top_p)
-    edges = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(edges, (uniform * edges[:, -1])[:, None], right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-    token = torch.where(greedy, table.argmax(-1), drawn)
-    return token, table.gather(-1, token[:, None])[:, 0]
-
-
-def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Zero what lies outside the smallest set of tokens that holds `top_p` [n] of the probability."""
-    ordered, order = probabilities.sort(dim=-1, descending=True)
-    outside = ordered.cumsum(-1) - ordered >= top_p[:, None]
-    return probabilities.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
+    @property
+    def need(self) -> int:
+        """Positions that it may come to fill."""
+        return len(self.prompt) + self.max_tokens
 
 
 @ENGINE_REGISTRY.register("hf")
 class HFEngine:
     """Samples from a `PreTrainedModel` in this process; see the module's docstring."""
 
-    def __init__(self, model: PreTrainedModel, stop_ids: frozenset[int], slots: int = 192, bf16: bool = False) -> None:
-        """`stop_ids`: every end-of-turn token. `slots`: most requests decoding together. `bf16`: arithmetic as in training."""
-        _refuse_unsupported(model)
+    def __init__(
+        self, model: PreTrainedModel, stop_ids: frozenset[int], slots: int = 192, bf16: bool = False, *, graphs: str = "auto",
+        decode_attention: str = "auto", share_prefixes: bool = True, longest: int = 0, recorder: Recorder | None = None,
+    ) -> None:  # fmt: skip
+        """`stop_ids`: every end-of-turn token. `slots`: most requests decoding together. `bf16`: arithmetic as in training.
+
+        `graphs`: auto (on a GPU), on or off. `decode_attention`: see `fused`. `share_prefixes`: prefill long common beginnings once.
+        `longest`: tokens of the longest turn to come, prompt and response, as far as is known: on a GPU the cache is made for it.
+        `recorder` makes the graphs instead of CUDA.
+        """
+        refuse_unsupported(model)
+        if graphs not in ENGINE_GRAPHS:
+            raise unknown_name("engine_graphs", graphs, ENGINE_GRAPHS)
         self.model, self.stop_ids, self.slots, self.bf16 = model, stop_ids, slots, bf16
+        self.share_prefixes, self.longest = share_prefixes, longest
         self.max_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
         self.device = model.device
+        on_gpu = self.device.type == "cuda"
+        if graphs == "on" and not on_gpu and recorder is None:
+            raise ConfigError("--engine_graphs on: CUDA graphs need a GPU, and the model is on the CPU. Use auto.")
+        self.graphs: GraphedSteps | None = None
+        if graphs != "off" and (on_gpu or recorder is not None):
+            self.graphs = GraphedSteps(recorder if recorder is not None else CudaRecorder(self.device))
+        self._forward = DecodeForward(model, bf16, decode_attention)
+        self._fixed = on_gpu or recorder is not None
+        """The cache keeps its addresses: it is made once for the longest row, and a longer one waits until it can be made anew."""
+        self._lag = 1 if self._fixed else 0
+        """Steps whose tokens may be unread when the next one starts."""
         self._waiting: list[_Request] = []
         self._rows: list[_Request | None] = []
         self._orphans: list[_Request] = []
+        self._flying: deque[tuple[list[_Request | None], Callable[[], tuple[list[int], list[float]]]]] = deque()
         self._driver: asyncio.Task[None] | None = None
         self._cache: SlotCache | None = None
+        self._state: SlotState | None = None
+        self._length = self._steps = 0
 
     # The engine's promise
 
@@ -123,7 +145,7 @@ class HFEngine:
                     await asyncio.sleep(0)  # every coroutine that was woken posts its next request before the next tick
             finished = True
         finally:
-            self._cache = None  # the memory is the update's until the next rollout
+            self._close()
             if not finished:
                 self._orphans = [*self._waiting, *(row for row in self._rows if row is not None)]
                 self._waiting, self._rows = [], []
@@ -138,163 +160,180 @@ class HFEngine:
 
     @torch.inference_mode()
     def _tick(self) -> list[tuple[_Request, Completion]]:
-        """Admit, decode one token for every row, and return the requests that ended."""
-        for at, row in enumerate(self._rows):
-            if row is not None and row.future.done():  # its caller gave up
-                self._rows[at] = None
+        """Admit, start a decode step for every row, and return the requests that ended in the step before or, on a CPU, in this one."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():  # kernels go to the thread's own device
+            return self._admit_and_step()
+
+    def _admit_and_step(self) -> list[tuple[_Request, Completion]]:
+        self._retire([at for at, row in enumerate(self._rows) if row is not None and row.future.done()])  # its caller gave up
         self._waiting = [r for r in self._waiting if not r.future.done()]
         live = sum(row is not None for row in self._rows)
-        number = min(self.slots - live, len(self._waiting))
+        number = self._admissible(live)
         # Admission in small waves: one prefill of several prompts costs less, and a lone tail is never starved.
         if number and (live == 0 or number >= min(16, 1 + live // 8)):
-            number = self._affordable(number)
             with autocast(self.device, self.bf16):
                 self._admit(self._waiting[:number])
             self._waiting = self._waiting[number:]  # only now: a prefill that fails must reach those it was for
-        elif live < 0.75 * len(self._rows):
+        elif live < (0.25 if self._forward.reads_by_row else 0.75) * len(self._rows):
             self._close_holes()
-        if not any(self._rows):
-            self._rows = []
-            return []
-        holes = [at for at, row in enumerate(self._rows) if row is None]
-        if holes:  # a hole keeps writing: park it where the next prefill overwrites before anything reads
-            self.positions[torch.tensor(holes, device=self.device)] = 0
-        return self._decode()
+        if any(self._rows):
+            self._start_step()
+        ended = []
+        while len(self._flying) > (self._lag if any(self._rows) else 0):
+            ended += self._collect(*self._flying.popleft())
+        while self._rows and self._rows[-1] is None:
+            self._rows.pop()
+        return ended
 
-    def _affordable(self, number: int) -> int:
-        """How many of the first waiting requests one padded prefill may hold; at least one."""
-        width = 0
-        for at, request in enumerate(self._waiting[:number]):
-            width = max(width, len(request.prompt))
-            if at and width * (at + 1) > _PREFILL_TOKENS:
-                return at
-        return number
+    # Requests in and out
+
+    def _admissible(self, live: int) -> int:
+        """How many of the first waiting requests may be admitted now. Opens the cache, and closes one too short for the first of them."""
+        if not self._waiting:
+            return 0
+        if self._fixed and live == 0 and self._cache is not None and self._waiting[0].need > self._length:
+            self._close()
+        if self._state is None:
+            self._open()
+        assert self._state is not None
+        number = min(len(self._state.tokens) - live, len(self._waiting))
+        if not self._fixed:
+            return number
+        return next((at for at, request in enumerate(self._waiting[:number]) if request.need > self._length), number)
+
+    def _open(self) -> None:
+        """The slots' tensors: as many slots as were asked for, or as fit the free memory at the longest row that is known of."""
+        slots = self.slots
+        if self._fixed:
+            self._length = _round_up(max(self.longest, *(request.need for request in self._waiting)), 64)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            free, tokens = torch.cuda.mem_get_info(self.device)[0], max(self._length, _PREFILL_TOKENS["cuda"])
+            slots = min(slots, slots_that_fit(self.model.config, self._length, free, tokens, by_model=self._forward.fused is None))
+        self._cache = SlotCache(slots, torch.bfloat16 if self.bf16 else None)
+        self._state = SlotState(slots, max(request.max_tokens for request in self._waiting), self.device, readers=self._lag + 1)
+
+    def _close(self) -> None:
+        """Give the memory back: it is the update's until the next rollout."""
+        self._flying.clear()
+        if self.graphs is not None:
+            self.graphs.forget()
+        self._cache = self._state = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # a large block that the update took pieces of could not become a cache again
 
     def _admit(self, requests: list[_Request]) -> None:
-        heads = {head: at for at, head in enumerate(dict.fromkeys(request.prompt[:-1] for request in requests))}
-        width = max(map(len, heads))
+        cache, state = self._cache, self._state
+        assert cache is not None and state is not None
+        longest = max(request.max_tokens for request in requests)
+        if longest > state.width:
+            state.widen(max(longest, 2 * state.width))
+            if self.graphs is not None:
+                self.graphs.forget()
+        heads: dict[tuple[int, ...], list[int]] = {}
+        for number, request in enumerate(requests):
+            heads.setdefault(request.prompt[:-1], []).append(number)
         holes = [at for at, row in enumerate(self._rows) if row is None]
-        places = [*holes, *range(len(self._rows), self.slots)][: len(requests)]
+        places = [*holes, *range(len(self._rows), len(state.tokens))][: len(requests)]
+        prompts = list(heads)
+        for prefilled, members in prefill(self.model, prompts, self.share_prefixes, _PREFILL_TOKENS.get(self.device.type, 65536)):
+            cache.adopt(prefilled)
+            cache.reserve(self._length or _round_up(max(len(prompts[member]) for member in members) + 1, 64))
+            pairs = [(places[number], row) for row, member in enumerate(members) for number in heads[prompts[member]]]
+            rows, owners = (state.upload(list(part), torch.int64) for part in zip(*pairs, strict=True))
+            cache.insert(prefilled, rows, owners)
+            del prefilled  # before the next one is made
+        streams = np.zeros((len(requests), longest))
+        for number, request in enumerate(requests):
+            streams[number, : request.max_tokens] = uniforms(request.sampling.stream, request.max_tokens)
+        state.admit(
+            state.upload(places, torch.int64), [r.prompt[-1] for r in requests], [len(r.prompt) - 1 for r in requests],
+            [r.sampling.temperature for r in requests], [r.sampling.top_p for r in requests], torch.from_numpy(streams),
+        )  # fmt: skip
         self._rows += [None] * (max(places) + 1 - len(self._rows))
-        if self._cache is None:
-            self._cache = SlotCache(self.slots, torch.bfloat16 if self.bf16 else None)
-            self._new_state()
-        # A one-token prompt has nothing to prefill; one dummy token keeps the shapes, and its key is never visible.
-        ids = torch.zeros(len(heads), max(width, 1), dtype=torch.int64)
-        for head, at in heads.items():
-            ids[at, : len(head)] = torch.tensor(head, dtype=torch.int64)
-        prefilled = DynamicCache()
-        self.model.base_model(input_ids=ids.to(self.device), past_key_values=prefilled, use_cache=True)
-        self._cache.adopt(prefilled)
-        self._cache.reserve(_round_up(width + 1, _SPAN))
-        rows = torch.tensor(places, device=self.device)
-        self._cache.insert(prefilled, rows, torch.tensor([heads[r.prompt[:-1]] for r in requests], device=self.device))
-        self.tokens[rows] = torch.tensor([r.prompt[-1] for r in requests], device=self.device)
-        self.positions[rows] = torch.tensor([len(r.prompt) - 1 for r in requests], device=self.device)
-        self.temperatures[rows] = torch.tensor([r.sampling.temperature for r in requests], device=self.device)
-        self.top_ps[rows] = torch.tensor([r.sampling.top_p for r in requests], device=self.device)
         for place, request in zip(places, requests, strict=True):
             self._rows[place] = request
-            self._streams[place] = uniforms(request.sampling.stream, request.max_tokens).tolist()
 
-    def _new_state(self) -> None:
-        self.tokens = torch.zeros(self.slots, dtype=torch.int64, device=self.device)
-        self.positions = torch.zeros_like(self.tokens)
-        self.temperatures = torch.ones(self.slots, device=self.device)
-        self.top_ps = torch.ones(self.slots, device=self.device)
-        self._streams: list[list[float]] = [[] for _ in range(self.slots)]
+    def _retire(self, rows: list[int]) -> None:
+        """Free rows; until it is filled again, a free one keeps writing where the next prefill overwrites before anything reads."""
+        if rows and self._state is not None:
+            self._state.retire(rows)
+            for at in rows:
+                self._rows[at] = None
 
     def _close_holes(self) -> None:
         """Move the last rows into the holes, so that decode steps touch live rows only."""
-        assert self._cache is not None
+        assert self._cache is not None and self._state is not None
         live = [at for at, row in enumerate(self._rows) if row is not None]
         holes = [at for at, row in enumerate(self._rows[: len(live)]) if row is None]
         moved = live[len(live) - len(holes) :]
         if holes:
-            target, source = torch.tensor(holes, device=self.device), torch.tensor(moved, device=self.device)
-            self._cache.move(target, source)
-            for state in (self.tokens, self.positions, self.temperatures, self.top_ps):
-                state[target] = state[source]
+            target, source = (self._state.upload(rows, torch.int64) for rows in (holes, moved))
+            self._cache.move(target, source, max(self._keys_of(self._rows[at]) for at in moved))
+            self._state.move(target, source)
             for hole, old in zip(holes, moved, strict=True):
-                self._rows[hole], self._streams[hole] = self._rows[old], self._streams[old]
+                self._rows[hole] = self._rows[old]
         self._rows = self._rows[: len(live)]
 
-    def _decode(self) -> list[tuple[_Request, Completion]]:
-        assert self._cache is not None
-        n = len(self._rows)
-        longest = max(len(r.prompt) + len(r.ids) for r in self._rows if r is not None)
-        span = _round_up(longest, _SPAN)
-        if span > self._cache.length:
+    @staticmethod
+    def _keys_of(request: _Request | None) -> int:
+        """Keys that the next step of a row sees, its own among them."""
+        return 0 if request is None else len(request.prompt) + request.steps
+
+    # One token for every row
+
+    def _start_step(self) -> None:
+        """Let the device decode one token for every row, and ask for the tokens."""
+        assert self._cache is not None and self._state is not None
+        n, longest = len(self._rows), max(map(self._keys_of, self._rows))
+        span = _round_up(longest, _SPAN.get(self.device.type, 64))
+        if self._fixed:
+            n = row_bucket(n, len(self._state.tokens))
+            span = self._length if self._forward.reads_by_row else min(span, self._length)
+        elif span > self._cache.length:
             # A quarter more than is needed now, but never more than any live row can come to need.
-            needed = max(len(r.prompt) + r.max_tokens for r in self._rows if r is not None)
-            self._cache.reserve(max(span, min(_round_up(span + span // 4, _SPAN), _round_up(needed, _SPAN))))
-        draws = [self._streams[at][len(r.ids)] if r is not None else 0.0 for at, r in enumerate(self._rows)]
-        uniform = torch.tensor(draws, dtype=torch.float64, device=self.device)
-        with autocast(self.device, self.bf16):
-            logits = self._step(n, span)
-        nucleus = self.top_ps[:n] if any(r is not None and r.sampling.top_p < 1 for r in self._rows) else None
-        token, logprob = sample(logits, uniform, self.temperatures[:n], nucleus)
-        self.tokens[:n] = token
-        self.positions[:n] += 1
-        return self._collect(token.tolist(), logprob.tolist())
+            needed = max(r.need for r in self._rows if r is not None)
+            self._cache.reserve(max(span, min(_round_up(span + span // 4, 64), _round_up(needed, 64))))
+        nucleus = any(r is not None and r.sampling.top_p < 1 for r in self._rows)
+        self._forward.check(self._state.tokens[:n], self._state.positions[:n], self._cache, span)
+        step = partial(self._step, n, span, nucleus)
+        if self.graphs is None:
+            step()
+        else:
+            self.graphs.run((n, span, nucleus), step, self._state.idle)
+        for request in self._rows:
+            if request is not None:
+                request.steps += 1
+        self._steps += 1
+        self._flying.append((list(self._rows), self._state.fetch(n, self._steps % (self._lag + 1))))
 
-    def _step(self, n: int, span: int) -> Tensor:
-        """One forward of the first n rows at their own positions; device work only. Returns logits [n, V]."""
-        assert self._cache is not None
-        positions = self.positions[:n]
-        self._cache.aim(positions, span)
-        dtype = torch.bfloat16 if self.bf16 else self.model.dtype
-        # Additive, in the model's type: a boolean 4-D mask is silently wrong under eager attention.
-        hidden = torch.arange(span, device=self.device) > positions[:, None]
-        mask = torch.zeros(n, 1, 1, span, dtype=dtype, device=self.device)
-        mask.masked_fill_(hidden[:, None, None], torch.finfo(dtype).min)
-        inputs = {
-            "input_ids": self.tokens[:n, None],
-            "position_ids": positions[:, None],
-            "attention_mask": mask,
-            "past_key_values": self._cache,
-            "use_cache": True,
-        }
-        return logits_at(self.model, (slice(None), -1), inputs)
+    @torch.inference_mode()
+    def _step(self, n: int, span: int, nucleus: bool) -> None:
+        """Device work only, on tensors that stay where they are: what a graph records."""
+        assert self._cache is not None and self._state is not None
+        tokens, positions = self._state.tokens[:n], self._state.positions[:n]
+        self._state.advance(n, self._forward.logits(tokens, positions, self._cache, span), nucleus)
 
-    def _collect(self, tokens: list[int], logprobs: list[float]) -> list[tuple[_Request, Completion]]:
+    def _collect(self, rows: list[_Request | None], read: Callable[[], tuple[list[int], list[float]]]) -> list[tuple[_Request, Completion]]:
+        """Take over a step's tokens for the requests that were in its rows; those that ended."""
         ended = []
-        for at, request in enumerate(self._rows):
-            if request is None:
+        tokens, logprobs = read()
+        for request, token, logprob in zip(rows, tokens, logprobs, strict=False):
+            if request is None or request.ended or request.future.done():
                 continue
-            request.ids.append(tokens[at])
-            request.logprobs.append(logprobs[at])
-            stopped = tokens[at] in self.stop_ids
+            request.ids.append(token)
+            request.logprobs.append(logprob)
+            stopped = token in self.stop_ids
             if stopped or len(request.ids) == request.max_tokens:
+                request.ended = True
                 finish: Finish = "stop" if stopped else "length"
                 ended.append((request, Completion(tuple(request.ids), tuple(request.logprobs), finish)))
-                self._rows[at] = None
+        self._retire([at for at, row in enumerate(self._rows) if row is not None and row.ended])
         return ended
-
-
-def slots_that_fit(model: PreTrainedModel, length: int) -> int:
-    """How many rows of `length` tokens the memory that a GPU has free now holds in bf16, with room for growing; at least one."""
-    row = cache_bytes_per_token(model.config.get_text_config(), 2) * length
-    return max(1, int(0.6 * torch.cuda.mem_get_info(model.device)[0] / row))
 
 
 def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-def _refuse_unsupported(model: PreTrainedModel) -> None:
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(f"{type(model).__name__} is an encoder-decoder; the hf engine samples from decoders.")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ConfigError(f"The hf engine has no cache for layers of type {sorted(kinds)}; use full-attention models.")
-    window = getattr(config, "sliding_window", None)
-    used = "sliding_attention" in kinds or ("layer_types" not in config.to_dict() and getattr(config, "use_sliding_window", True))
-    if window and used and window < getattr(config, "max_position_embeddings", 0):
-        raise ConfigError(
-            f"{type(model).__name__} attends in a window of {window}; the hf engine would ignore it. Use a full-attention model."
-        )
 
 
 def stop_ids_of(model: PreTrainedModel, eos_token_id: int | None) -> frozenset[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 
-def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def key_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """(keys, values) of each layer of a prefilled cache, [rows, heads, width, dim]."""
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr,misc]
 
@@ -23,6 +23,21 @@ def cache_bytes_per_token(text: PretrainedConfig, wide: int) -> int:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * dim * wide
+
+
+def slots_that_fit(config: PretrainedConfig, length: int, free: int, prefill_tokens: int, by_model: bool = False) -> int:
+    """How many rows of `length` tokens `free` bytes hold in bf16, beside a prefill and a step's logits; at least one.
+
+    `by_model`: the model's own attention repeats the keys and values of one layer for every head that shares them.
+    """
+    text = config.get_text_config()
+    token = cache_bytes_per_token(text, 2)
+    heads = text.num_attention_heads
+    repeated = 4 * heads * (getattr(text, "head_dim", None) or text.hidden_size // heads) if by_model else 0
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    work = prefill_tokens * (token + 2 * (8 * text.hidden_size + 4 * inner)) + 2**30
+    row = (token + repeated) * length + 20 * text.vocab_size
+    return max(1, int((0.97 * free - work) / row))
 
 
 class SlotCache(Cache):
@@ -40,7 +55,7 @@ class SlotCache(Cache):
     def adopt(self, like: DynamicCache) -> None:
         """Take the number of layers and the heads, dims and types of a prefilled cache as this one's."""
         if self._like is None:
-            keys, values = _tensors(like)[0]
+            keys, values = key_values(like)[0]
             self._like = (len(like.layers), keys[:1, :, :0], values[:1, :, :0])
 
     def reserve(self, length: int) -> None:
@@ -64,16 +79,17 @@ class SlotCache(Cache):
     def insert(self, prefilled: DynamicCache, rows: Tensor, owners: Tensor) -> None:
         """Copy row `owners[i]` of a prefilled cache into slot `rows[i]`."""
         assert self.keys is not None and self.values is not None
-        for at, (keys, values) in enumerate(_tensors(prefilled)):
+        for at, (keys, values) in enumerate(key_values(prefilled)):
             width = keys.shape[2]
             self.keys[at, rows, :, :width] = keys[owners].to(self.keys.dtype)
             self.values[at, rows, :, :width] = values[owners].to(self.values.dtype)
 
-    def move(self, target: Tensor, source: Tensor) -> None:
-        """Copy slots onto others, to close holes."""
+    def move(self, target: Tensor, source: Tensor, width: int) -> None:
+        """Copy the first `width` columns of slots onto others, to close holes; layer by layer, since the copy stands beside both."""
         assert self.keys is not None and self.values is not None
         for buffer in (self.keys, self.values):
-            buffer[:, target, :, : self.span] = buffer[:, source, :, : self.span]
+            for layer in buffer:
+                layer[target, :, :width] = layer[source, :, :width]
 
     def aim(self, positions: Tensor, span: int) -> None:
         """Prepare one decode step: rows 0..n-1 write at `positions` [n] and see columns 0..span-1."""

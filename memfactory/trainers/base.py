@@ -25,7 +25,7 @@ from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
 from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
 from memfactory.algorithms.tree_attention import BACKENDS
-from memfactory.common.config import TrainConfig
+from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
@@ -151,9 +151,15 @@ class BaseTrainer(ABC):
         }
 
     @classmethod
+    def defaults_for(cls, loss: str) -> dict[str, Any]:
+        """This trainer's defaults when it optimises `loss`, which may bring its own."""
+        return cls.defaults
+
+    @classmethod
     def configured(cls, options: Mapping[str, Any]) -> TrainConfig:
-        """A configuration with this trainer's defaults, as the command line makes it, for use from Python."""
-        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults | dict(options)))
+        """A configuration with this trainer's and its loss's defaults, as the command line makes it, for use from Python."""
+        loss = options.get("loss", TrainConfig.loss)
+        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults_for(loss) | dict(options)))
 
     # The loop
 
@@ -317,6 +323,7 @@ def _check_choices(config: TrainConfig) -> None:
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
         "packing": PACKINGS, "attention_backend": BACKENDS,
     }  # fmt: skip
+    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)

@@ -195,7 +195,7 @@ class SharedBatch:
 def _outline(sample: Sample) -> Sample:
     """What decides a sample's place and weight, small to send: its ids are a range as long as they are."""
     length: Any = range(len(sample.response_ids))
-    return replace(sample, prompt_ids=(), response_ids=length, old_logprobs=(), ref_logprobs=None)
+    return Sample((), length, (), 0.0, sample.trajectory, sample.group)
 
 
 class Replicated:
