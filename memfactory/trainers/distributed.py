@@ -260,11 +260,6 @@ class Replicated:
         """Take up what `state_of` returned, on any number of ranks."""
         optimizer.load_state_dict(state)
 
-    def fingerprint(self) -> float:
-        """A number that differs where the weights do."""
-        with torch.no_grad():
-            return float(sum(p.double().sum() for p in self.model.parameters()))
-
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []

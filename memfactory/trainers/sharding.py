@@ -20,7 +20,6 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -143,19 +142,10 @@ class Sharded(Replicated):
         shards = {at: {name: mine(at, value) for name, value in values.items()} for at, values in state["state"].items()}
         optimizer.load_state_dict(state | {"state": shards})
 
-    def fingerprint(self) -> float:
-        total = sum(_local(p.detach()).double().sum() for p in self.model.parameters())
-        dist.all_reduce(total)
-        return float(total)
-
 
 def _call(self: nn.Module, function: Callable[..., T], *arguments: Any) -> T:
     # The hook that gathers for the backward pass hangs on what is returned, and is lost from a view.
     return tree_map_only(Tensor, Tensor.clone, function(self, *arguments))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _whole(tensor: Any) -> Any:
