@@ -228,9 +228,9 @@ def slots_of(config: TrainConfig) -> list[str]:
 
 
 def defaults_of(config: TrainConfig) -> dict[str, Any]:
-    """The options for which the chosen trainer, which may be one's own, has another default."""
+    """The options for which the chosen trainer or its loss, which may be one's own, has another default."""
     import_plugins(config.plugins)
-    return getattr(TRAINER_REGISTRY.get(config.trainer), "defaults", {})
+    return TRAINER_REGISTRY.get(config.trainer).defaults_for(config.loss)  # type: ignore[attr-defined]
 
 
 def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:

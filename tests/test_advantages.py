@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memfactory.algorithms.advantages import group_advantages, leave_one_out_advantage, mean_advantage, std_advantage
+from memfactory.algorithms.advantages import batch_advantage, group_advantages, leave_one_out_advantage, mean_advantage, std_advantage
 from memfactory.common.registry import ADVANTAGE_REGISTRY
 
 REWARDS = st.floats(-5, 5, allow_nan=False).map(lambda x: round(x, 3))
 ATTEMPTS = st.lists(st.tuples(REWARDS | st.just(math.nan), st.integers(0, 3)), min_size=1, max_size=16)
-NORMALIZERS = [mean_advantage, std_advantage, leave_one_out_advantage]
+NORMALIZERS = [mean_advantage, std_advantage, leave_one_out_advantage, batch_advantage]
 
 
 def advantages_of(attempts: list[tuple[float, int]], normalize: object = mean_advantage) -> Tensor:
@@ -44,6 +44,16 @@ def test_std_agrees_with_torch_on_uneven_rewards() -> None:
     deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards.tolist()) / 4)
     found = group_advantages(rewards, [0] * 5, std_advantage)
     assert found.tolist() == pytest.approx([(r - mean) / (deviation + 1e-4) for r in rewards.tolist()], abs=1e-12)
+
+
+def test_batch_divides_by_the_deviation_of_all_rewards_those_without_signal_included() -> None:
+    attempts = [(1.0, 0), (0.0, 0), (2.0, 1), (2.0, 1), (math.nan, 1), (0.5, 2), (0.0, 2)]
+    rewards = [r for r, _ in attempts if not math.isnan(r)]
+    mean = sum(rewards) / 6
+    deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 5) + 1e-4
+    found = advantages_of(attempts, batch_advantage).tolist()
+    assert found[:4] + found[5:] == pytest.approx([0.5 / deviation, -0.5 / deviation, 0.0, 0.0, 0.25 / deviation, -0.25 / deviation])
+    assert found[2:4] == [0.0, 0.0] and math.isnan(found[4])
 
 
 def test_leave_one_out_is_reward_minus_mean_of_the_others() -> None:

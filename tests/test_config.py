@@ -27,14 +27,14 @@ FLAGS = PUBLIC | set(
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
-    "reference max_steps max_cpu_minutes packing attention_backend "
-    "seed device threads eval_steps eval_samples eval_k save_total_limit resume report_to".split()
+    "reference max_steps max_cpu_minutes packing attention_backend seed device threads eval_steps eval_samples eval_k "
+    "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap".split()
 )
 """All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
 
 SPECIAL = {
     "old_logprobs": "frozen", "agent_options": '{"a": 1}', "env_options": '{"a": 1}', "trainer_options": '{"a": 1}',
-    "roles": '{"a": "policy"}', "plugins": ["x"],
+    "roles": '{"a": "policy"}', "plugins": ["x"], "loss_options": '{"a": 1}', "engine_options": '{"a": 1}', "tis": "sequence",
     "master_weights": "split", "gradients": "bf16", "moments": "8bit", "reference": "cpu",
 }  # fmt: skip
 
@@ -259,12 +259,16 @@ MAY_CHANGE = set(
 )
 
 
+FOLLOWS = {"engine": ["old_logprobs", "tis"], "tis": ["old_logprobs"]}
+"""What `auto` makes of other options when one is given."""
+
+
 @pytest.mark.parametrize("name", sorted(FLAGS))
 def test_a_change_of_what_decides_a_step_is_named_and_only_that(name: str) -> None:
     value = another_value(name)
     assert value != getattr(TrainConfig(), name)
     changes = TrainConfig(**{name: value}).changes(TrainConfig().to_dict())
-    assert [change.split(":")[0] for change in changes] == ([] if name in MAY_CHANGE else [name])
+    assert sorted(change.split(":")[0] for change in changes) == ([] if name in MAY_CHANGE else sorted([name, *FOLLOWS.get(name, [])]))
 
 
 def test_an_option_that_an_older_run_did_not_know_had_its_default() -> None:

@@ -13,8 +13,9 @@ from helpers_algorithms import make_samples, make_trainer, one_micro_batch, tiny
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from memfactory.algorithms.kl import k3_kl
 from memfactory.algorithms.logprobs import evaluating, response_logits, response_logprobs
-from memfactory.algorithms.losses import clipped_surrogate, k3_kl
+from memfactory.algorithms.losses import clipped_surrogate
 from memfactory.algorithms.packing import AGGREGATIONS, Sample, TrainBatch
 from memfactory.trainers.metrics import Averages
 

@@ -95,11 +95,14 @@ def test_where_the_reference_is_unless_said(options: dict[str, object], on_gpu: 
     assert held_by(TrainConfig(beta=0.1, **options), on_gpu, parameters).reference == kind  # type: ignore[arg-type]
 
 
-def test_on_a_cpu_everything_is_plain_and_on_a_gpu_what_suits_the_size() -> None:
+def test_on_a_cpu_everything_is_plain_and_on_a_gpu_what_suits_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held_by(TrainConfig(), False, 8 << 30) == PLAIN and not PLAIN.lean
     small, large = (held_by(TrainConfig(), True, size << 30) for size in (1, 4))
     assert (small.master_weights, small.moments, large.master_weights, large.moments) == ("split", "fp32", "split", "8bit")
     assert held_by(TrainConfig(optimizer="muon"), True, 4 << 30).lean is False
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert held_by(TrainConfig(), True, 4 << 30).lean is False, "several processes ask for it"
+    assert held_by(TrainConfig(master_weights="split"), True, 4 << 30).moments == "8bit"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Promise: our loss and its gradient are TRL's (`GRPOTrainer._compute_loss`, TRL 1.16) for grpo, dapo and dr_grpo, to 1e-5.
+"""Promise: our loss and its gradient are TRL's (`GRPOTrainer._compute_loss`, TRL 1.16) for every loss that both have, to 1e-5.
 
 The fast tests hold our own path to numbers that TRL gave for the same batch. The slow test asks TRL itself, for every
 parameter's gradient, and holds the frozen numbers to it too.
@@ -48,15 +48,28 @@ class Case:
     high: float = 0.2
     delta: float | None = None
     """TRL's two-sided clip, our dual clip; the same function while it is above 1 + high."""
+    loss: str = "grpo"
+    """Ours."""
+    level: str = "token"
+    """TRL's `importance_sampling_level`."""
+    kl_gradient: str = "plain"
+    """`ratio` is TRL's `use_bias_correction_kl`."""
 
 
 CASES = {
     "grpo": Case("grpo", "sequence", "group", "std"),
     "grpo_kl": Case("grpo", "sequence", "group", "std", beta=0.04, low=0.1, high=0.28),
-    "dapo": Case("dapo", "token", "group", "std", high=0.28),
-    "dapo_delta": Case("dapo", "token", "none", "mean", beta=0.05, low=0.3, high=0.1, delta=1.5),
-    "dr_grpo": Case("dr_grpo", "constant", "none", "mean", high=0.28),
-    "dr_grpo_kl": Case("dr_grpo", "constant", "none", "mean", beta=0.04, low=0.3),
+    "grpo_kl_ratio": Case("grpo", "sequence", "group", "std", beta=0.04, kl_gradient="ratio"),
+    "dapo": Case("dapo", "token", "group", "std", high=0.28, loss="dapo"),
+    "dapo_delta": Case("dapo", "token", "none", "mean", beta=0.05, low=0.3, high=0.1, delta=1.5, loss="dapo"),
+    "dr_grpo": Case("dr_grpo", "constant", "none", "mean", high=0.28, loss="dr_grpo"),
+    "dr_grpo_kl": Case("dr_grpo", "constant", "none", "mean", beta=0.04, low=0.3, loss="dr_grpo"),
+    "bnpo": Case("bnpo", "token", "batch", "batch", high=0.28, loss="bnpo"),
+    "gspo": Case("grpo", "sequence", "group", "std", low=0.1, high=0.15, loss="gspo", level="sequence"),
+    "gspo_kl": Case("grpo", "sequence", "none", "mean", beta=0.04, low=0.3, high=0.4, delta=1.5, loss="gspo", level="sequence"),
+    "cispo": Case("cispo", "token", "group", "std", low=1.0, high=0.5, loss="cispo"),
+    "cispo_kl": Case("cispo", "token", "batch", "batch", beta=0.04, low=1.0, high=0.2, loss="cispo"),
+    "sapo": Case("sapo", "sequence", "group", "std", loss="sapo"),
 }
 
 PLACES = {
@@ -69,10 +82,17 @@ PLACES = {
 GOLDEN: dict[str, tuple[float, float, tuple[float, ...]]] = {
     "grpo": (0.735002577, 5.62388028, (0.00862822123, 0.293945223, 0.458814859)),
     "grpo_kl": (1.08140576, 11.3144757, (1.0411948, 0.372198492, 0.470472068)),
+    "grpo_kl_ratio": (0.827956915, 6.41670617, (0.00913088676, 0.340223342, 0.528511703)),
     "dapo": (1.37249231, 8.59778231, (0.081376195, 0.465070456, 0.712901175)),
     "dapo_delta": (0.503990293, 9.34457611, (0.926476181, 0.0821104422, 0.0220426619)),
     "dr_grpo": (0.155319333, 0.971275276, (0.0157564767, 0.0464532971, 0.0723819807)),
     "dr_grpo_kl": (0.289630383, 3.36702068, (0.317408681, 0.0745640397, 0.0785094649)),
+    "bnpo": (0.845355153, 5.28635097, (0.0857576281, 0.252830893, 0.393952817)),
+    "gspo": (0.0835571736, 0.787074876, (0.0286688339, 0.00045860227, -0.000549620949)),
+    "gspo_kl": (0.35442856, 9.28686948, (0.960569918, 0.0753166005, 0.00952209998)),
+    "cispo": (-0.398489147, 2.57685429, (0.0680599064, 0.00293259625, 0.0191796031)),
+    "cispo_kl": (0.0279082321, 8.16920685, (0.814720273, 0.0664794147, 0.0235087145)),
+    "sapo": (-0.289714575, 8.22517868, (0.107460983, -0.0610171743, -0.0177129004)),
 }
 """{case: (loss, norm of the whole gradient, its entries at PLACES)}, as `by_trl` gave them with TRL 1.16.0, torch 2.13.0 and
 transformers 5.23.0 on a CPU; the seeds are in `make_model` and `make_turns`."""
@@ -80,8 +100,9 @@ transformers 5.23.0 on a CPU; the seeds are in `make_model` and `make_turns`."""
 ADVANTAGES: dict[str, list[float]] = {
     "group": [-1.09119856, 0.848710001, -0.606221437, 0.848710001, 1.45213032, -0.660059214, -0.660059214, -0.132011846],
     "none": [-0.5625, 0.4375, -0.3125, 0.4375, 0.34375, -0.15625, -0.15625, -0.03125],
+    "batch": [-1.30752146, 1.0169611, -0.726400793, 1.0169611, 0.799040914, -0.363200396, -0.363200396, -0.0726400837],
 }
-"""What TRL 1.16.0 made of REWARDS: scale_rewards group is our `std`, none is our `mean`."""
+"""What TRL 1.16.0 made of REWARDS: scale_rewards group is our `std`, none is our `mean`, batch is our `batch`."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,7 @@ def by_us(model: Qwen3ForCausalLM, case: Case, budget: int) -> Result:
     trainer = make_trainer(
         model, aggregation=case.aggregation, max_generate_length=MAX_LENGTH, beta=case.beta, temperature=TEMPERATURE,
         clip_low=case.low, clip_high=case.high, dual_clip=case.delta or 0.0, tokens_per_micro_batch=budget,
+        loss=case.loss, kl_gradient=case.kl_gradient,
     )  # fmt: skip
     averages = Averages()
     trainer.policy.backward(batch, averages, measure_mismatch=False)
@@ -163,10 +185,11 @@ def by_trl(model: Qwen3ForCausalLM, case: Case, folder: Path) -> Result:
         words = Tokenizer(WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w2"))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1", unk_token="w2")
         config = trl.GRPOConfig(
-            str(folder), loss_type=case.loss_type, scale_rewards=case.scale_rewards, epsilon=case.low, epsilon_high=case.high,
+            str(folder), loss_type=case.loss_type, scale_rewards=case.scale_rewards, epsilon=case.low,
+            epsilon_high=case.high + (case.loss == "cispo"), importance_sampling_level=case.level,
             delta=case.delta, temperature=TEMPERATURE, max_completion_length=MAX_LENGTH, num_generations=ATTEMPTS,
             per_device_train_batch_size=len(turns), gradient_accumulation_steps=1, steps_per_generation=1,
-            use_bias_correction_kl=False, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+            use_bias_correction_kl=case.kl_gradient == "ratio", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
         )  # fmt: skip
         data = datasets.Dataset.from_list([{"prompt": "w9"}] * len(turns))
         trainer = trl.GRPOTrainer(model, lambda completions, **_: REWARDS, config, data, processing_class=tokenizer, rollout_func=rollout)
@@ -200,7 +223,7 @@ def assert_close(found: Result, expected: Result) -> None:
 def assert_frozen(found: Result, name: str) -> None:
     """Equal to the frozen numbers of a case, to 1e-5 of their scale."""
     (loss, norm, entries), expected = found.frozen(), GOLDEN[name]
-    assert (loss, norm) == pytest.approx(expected[:2], rel=1e-5)
+    assert (loss, norm) == pytest.approx(expected[:2], rel=1e-5, abs=1e-6)  # a loss is a sum of terms of order 1 that cancel
     assert entries == pytest.approx(expected[2], rel=1e-5, abs=1e-5 * max(expected[2]))
     assert found.advantages == pytest.approx(ADVANTAGES[CASES[name].scale_rewards], rel=1e-5, abs=1e-6)
 
@@ -214,10 +237,14 @@ def test_loss_and_gradient_are_the_frozen_numbers_of_trl(make_model: Callable[[]
 def test_the_shared_batch_has_what_could_differ(make_model: Callable[[], Qwen3ForCausalLM]) -> None:
     lengths = [len(turn.response_ids) for turn in make_turns()[0]]
     assert len(set(lengths)) > 4 and max(lengths) <= MAX_LENGTH and len({len(turn.prompt_ids) for turn in make_turns()[0]}) == 2
+    clipping: list[dict[str, Any]] = [{"high": 0.1}, {"low": 0.1}, {"beta": 0.01}, {"delta": 2.0}]
+    matters = {"gspo": [{"low": -0.08}, {"high": -0.12}, {"beta": 0.01}, {"loss": "grpo"}], "sapo": [{"beta": 0.01}]}
+    matters["cispo"] = [{"high": 0.1}, {"low": -0.5}, {"beta": 0.01}]
     for name, case in CASES.items():
-        for changed in ({"high": case.high + 0.1}, {"low": case.low + 0.1}, {"beta": case.beta + 0.01}, {"delta": 2.0}):
-            other = by_us(make_model(), replace(case, **changed), 1 << 20)
-            assert abs(other.loss - GOLDEN[name][0]) > 1e-4, f"{name}: {changed} changes nothing, so the batch does not test it"
+        for changed in matters.get(case.loss, clipping):
+            new = {key: value if key in ("delta", "loss") else getattr(case, key) + value for key, value in changed.items()}
+            other = by_us(make_model(), replace(case, **new), 1 << 20)
+            assert abs(other.loss - GOLDEN[name][0]) > 1e-4, f"{name}: {new} changes nothing, so the batch does not test it"
 
 
 @pytest.mark.slow

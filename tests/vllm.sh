@@ -8,4 +8,4 @@ unset VIRTUAL_ENV CONDA_PREFIX
 use_python --make .venv-vllm
 install_vllm
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
-exec python -m pytest -m vllm tests/test_vllm.py --durations=5 "$@"
+exec python -m pytest -m vllm tests/test_vllm.py tests/test_vllm_rollouts.py --durations=5 "$@"

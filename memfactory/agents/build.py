@@ -17,6 +17,7 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import looks_local, read_json
 from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
 from memfactory.engines.api import PREFIX, APIChat
+from memfactory.engines.base import Engine
 from memfactory.engines.chat import ChatModel, LocalChat, Models
 from memfactory.engines.hf import HFEngine, stop_ids_of
 from memfactory.engines.load import load_causal_lm, load_tokenizer
@@ -46,18 +47,19 @@ def local_models(
     max_prompt_length: int | None = None,
     roles: Mapping[str, str] | None = None,
     reference: PreTrainedModel | None = None,
+    policy: Engine | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Models:
     """Chat models over weights in this process: the policy, the reference if its weights are given, and the APIs that roles name.
 
-    `options`: further ones of `HFEngine`.
+    `policy`: what samples for the policy; None: the hf engine over the weights themselves. `options`: further ones of `HFEngine`.
     """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
         engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
         return LocalChat(tokenizer, engine, max_prompt_length)
 
-    chats: dict[str, ChatModel] = {"policy": chat(model)}
+    chats: dict[str, ChatModel] = {"policy": chat(model) if policy is None else LocalChat(tokenizer, policy, max_prompt_length)}
     if reference is not None:
         chats["reference"] = chat(reference)
     return Models(chats | api_chats(roles or {}), roles)

@@ -45,6 +45,8 @@ class Sample:
     stage: str = ""
     ref_logprobs: tuple[float, ...] | None = None
     """Log-probs of the reference in nats, if there is a KL term."""
+    sampler_logprobs: tuple[float, ...] | None = None
+    """Log-probs of the engine that sampled, in nats, if `old_logprobs` were computed anew since."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)

@@ -22,10 +22,9 @@ _COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_
 ENGINE_GRAPHS = ("auto", "on", "off")
 DECODE_ATTENTIONS = ("auto", "model", "sdpa", "flash", "triton")
 
-_MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options")
+_MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options", "loss_options", "engine_options")
 
 _CHOICES = {
-    "old_logprobs": ("sampler", "frozen", "recompute"),
     "master_weights": ("fp32", "split"),
     "gradients": ("fp32", "bf16"),
     "moments": ("fp32", "8bit"),
@@ -72,21 +71,36 @@ class TrainConfig:
     engine_graphs: str = option("auto", "Decode steps as recorded CUDA graphs: auto (on a GPU), on or off.")
     decode_attention: str = option("auto", "Decode steps: auto, model (transformers' forward), or fused with sdpa, flash or triton.")
     share_prefixes: bool = option(True, "Compute long common beginnings of prompts once in the rollout's prefill.")
+    engine: str = option(
+        "hf", "What samples in rollouts: hf (over the trained weights themselves) or vllm (over a copy, renewed after every step)."
+    )
+    engine_options: str = option("{}", "Options of an engine that is not hf: JSON on the command line, a mapping in YAML.")
 
     # Credit and loss
-    advantage: str = option("mean", "Normalisation within a group: mean, std or leave_one_out.")
+    advantage: str = option("mean", "Normalisation: mean, std or leave_one_out within a group, or batch (its mean, the batch's std).")
     credit: str = option("trajectory", "Which turns are paid: trajectory (all) or final_turn (an ablation).")
-    loss: str = option("grpo", "Which loss: a key of LOSS_REGISTRY.")
+    loss: str = option("grpo", "Which loss, a key of LOSS_REGISTRY; it brings defaults for aggregation and clips (docs/losses.md).")
+    loss_options: str = option("{}", "Options of the loss that have no flag: JSON on the command line, a mapping in YAML.")
     aggregation: str = option("token", "What weighs alike: token, sequence (turn), trajectory, prompt, or constant (Dr. GRPO).")
     clip_low: float = option(0.2, "The ratio is clipped below at 1 - clip_low.")
     clip_high: float = option(0.2, "The ratio is clipped above at 1 + clip_high.")
     dual_clip: float = option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
-    beta: float = option(0.0, "Weight of the k3 KL to the starting weights; 0 keeps no reference.")
+    beta: float = option(0.0, "Weight of the KL to the starting weights; 0 keeps no reference.")
+    kl: str = option("k3", "Estimator of that KL: k1, k2 or k3.")
+    kl_gradient: str = option("plain", "Its gradient: plain (its own), straight_through (k2's, exact) or ratio (times the ratio).")
     truncated: str = option("train", "What a response cut off at its limit gets: train, mask or penalize.")
     truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.")
     old_logprobs: str = option(
-        "sampler", "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation)."
+        "auto",
+        "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation). auto: sampler, but frozen "
+        "for an engine other than hf.",
     )
+    tis: str = option(
+        "auto",
+        "Truncated importance sampling for a sampler that is not the trainer: none, token or sequence. auto: token for an engine other "
+        "than hf whose old log-probs are not the sampler's.",
+    )
+    tis_cap: float = option(2.0, "Largest weight of that.")
     num_minibatches: int = option(1, "Optimizer updates per pass over a rollout batch.")
     num_iterations: int = option(1, "Passes over a rollout batch.")
 
@@ -148,11 +162,32 @@ class TrainConfig:
                 f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "
                 "Give it, for example --max_generate_length 1024."
             )
+        self._settle_correction()
         for name, known in _CHOICES.items():
             if getattr(self, name) not in (*known, getattr(type(self), name)):
                 raise unknown_name(name, str(getattr(self, name)), known)
         if self.lora_r < 0 or not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"--lora_r {self.lora_r} must be at least 0, and --lora_dropout {self.lora_dropout} in [0, 1).")
+
+    def _settle_correction(self) -> None:
+        """What `auto` means, and that the mismatch of sampler and trainer is corrected once: by the ratio, or by TIS."""
+        copies = self.engine != "hf"
+        if self.old_logprobs == "auto":
+            self.old_logprobs = "frozen" if copies and self.tis != "none" or self.tis in ("token", "sequence") else "sampler"
+        if self.old_logprobs not in ("sampler", "frozen", "recompute"):
+            raise unknown_name("old_logprobs", self.old_logprobs, ("auto", "sampler", "frozen", "recompute"))
+        if self.tis == "auto":
+            self.tis = "token" if copies and self.old_logprobs != "sampler" else "none"
+        if self.tis != "none" and self.old_logprobs == "sampler":
+            raise ConfigError(
+                f"--tis {self.tis} --old_logprobs sampler corrects twice: the ratio is to the sampler already. Give --old_logprobs frozen, "
+                "or --tis none."
+            )
+        if self.tis == "none" and copies and self.old_logprobs == "frozen":
+            raise ConfigError(
+                f"--engine {self.engine} --old_logprobs frozen --tis none leaves the sampler's own rounding uncorrected. Give --tis token, "
+                "or --old_logprobs sampler."
+            )
 
     def mapping(self, name: str) -> dict[str, Any]:
         """`agent_options`, `env_options`, `trainer_options` or `roles` as a mapping."""

@@ -87,9 +87,9 @@ class Models:
 
     def weights_changed(self) -> None:
         """Tell every engine in this process that its weights were updated."""
-        for chat in self.chats.values():
-            if isinstance(chat, LocalChat):
-                chat.engine.weights_changed()
+        engines = {id(chat.engine): chat.engine for chat in self.chats.values() if isinstance(chat, LocalChat)}
+        for engine in engines.values():  # one may serve several roles, and being told may cost it a copy of the weights
+            engine.weights_changed()
 
     def close(self) -> None:
         """Close what holds connections, processes or memory outside this one's: servers' clients and engines with a `close`."""

@@ -1,6 +1,6 @@
 """vLLM in this process, with the promise of the hf engine: token ids in, token ids and log-probs out. Knows no text.
 
-It holds weights of its own, so it is for inference, and for machines with room for them. How it works:
+It holds weights of its own, so it is for machines with room for them; in training they follow the trainer's (`follow`). How it works:
 
 1. One thread owns vLLM, which is not thread-safe: it makes it, steps it and shuts it down. The event loop only waits.
 2. Requests that arrive during a step join the batch at the next one.
@@ -31,6 +31,8 @@ from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import seed_of
 from memfactory.engines.load import source_of, stop_ids_at
+from memfactory.engines.vllm_worker import pack_again
+from memfactory.engines.weights import checkpoint_weights
 
 if TYPE_CHECKING:  # importing it takes many seconds, and most installations have none
     from vllm import LLMEngine, SamplingParams
@@ -99,6 +101,7 @@ class VLLMEngine:
             failed.pop_all()
         VLLMEngine._open = weakref.ref(self)
         self._unusable = ""
+        self._source: weakref.ref[torch.nn.Module] | None = None
         self._waiting: list[_Request] = []
         self._running: dict[str, _Request] = {}
         self._numbers = count()
@@ -124,10 +127,22 @@ class VLLMEngine:
             self._driver.add_done_callback(self._ended)
         return await request.future
 
+    def follow(self, model: torch.nn.Module) -> None:
+        """From now on `weights_changed` makes vLLM sample with the weights that `model` then has; it does so at once."""
+        assert self._llm is not None
+        if self._llm.vllm_config.parallel_config.world_size > 1:
+            raise ConfigError("The vllm engine takes new weights on one GPU only: start a server with more, and use vllm_server.")
+        self._source = weakref.ref(model)
+        self.weights_changed()
+
     def weights_changed(self) -> None:
-        """Forget the keys and values that vLLM keeps of prompts, for others that begin alike."""
+        """Take the weights of the model that is followed, if there is one, and forget what vLLM keeps of prompts under the old ones."""
         if self._waiting or self._running:
             raise InfrastructureError("The weights changed while requests were being sampled; update only between rollouts.")
+        if self._source is not None and (model := self._source()) is not None:
+            options = {"weights_iterator": checkpoint_weights(model)}
+            self.on_thread(lambda llm: llm.collective_rpc("reload_weights", kwargs=options))
+            self.on_thread(lambda llm: llm.apply_model(pack_again))
         if not self.on_thread(lambda llm: llm.reset_prefix_cache()):
             raise InfrastructureError("vLLM could not clear its prefix cache, which holds keys and values of the old weights.")
 

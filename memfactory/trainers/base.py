@@ -137,9 +137,15 @@ class BaseTrainer(ABC):
         }
 
     @classmethod
+    def defaults_for(cls, loss: str) -> dict[str, Any]:
+        """This trainer's defaults when it optimises `loss`, which may bring its own."""
+        return cls.defaults
+
+    @classmethod
     def configured(cls, options: Mapping[str, Any]) -> TrainConfig:
-        """A configuration with this trainer's defaults, as the command line makes it, for use from Python."""
-        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults | dict(options)))
+        """A configuration with this trainer's and its loss's defaults, as the command line makes it, for use from Python."""
+        loss = options.get("loss", TrainConfig.loss)
+        return TrainConfig(**({"trainer": TRAINER_REGISTRY.name_of(cls)} | cls.defaults_for(loss) | dict(options)))
 
     # The loop
 

@@ -6,6 +6,7 @@ is trained. On a CPU all defaults are the plain ones. Knows no algorithm.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -68,10 +69,11 @@ def held_by(config: TrainConfig, on_gpu: bool, parameters: int) -> Held:
             f"--reference {config.reference} can compute log-probs but not answer turns while the policy answers others, and roles names "
             "the reference. Use --reference copy."
         )
-    master = "lora" if lora else config.master_weights or ("split" if on_gpu and adamw else "fp32")
+    alone = int(os.environ.get("WORLD_SIZE") or 1) == 1  # shards of split weights have not been tried
+    master = "lora" if lora else config.master_weights or ("split" if on_gpu and adamw and alone else "fp32")
     return Held(
         master,
-        config.moments or ("8bit" if large and not lora and adamw else "fp32"),
+        config.moments or ("8bit" if large and master == "split" else "fp32"),
         config.offload_optimizer,
         config.gradients if master == "split" else "fp32",
         config.reference or ("copy" if samples else "lora" if lora else "cpu" if large else "copy"),

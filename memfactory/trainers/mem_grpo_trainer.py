@@ -20,6 +20,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models, longest_turn
 from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
+from memfactory.algorithms.objective import check_objective, loss_defaults
 from memfactory.algorithms.packing import TrainBatch, pack
 from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.config import TrainConfig
@@ -36,9 +38,11 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
 from memfactory.common.porting import renamed
 from memfactory.common.prompts import PROMPTS
-from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, LOSS_REGISTRY, TRAINER_REGISTRY
+from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
+from memfactory.engines.base import Engine
 from memfactory.engines.load import load_tokenizer
+from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.harness import evaluate, headline
 from memfactory.evaluation.transcript import transcript
@@ -94,7 +98,8 @@ class MemTrainer(BaseTrainer):
             eval_envs = {name or path: env_class(path, tokenizer, **env_options) for name, _, path in named}
         self.eval_envs: dict[str, BaseEnv] = eval_envs
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
-        LOSS_REGISTRY.get(config.loss)
+        check_objective(config)
+        check_rollout_engine(config.engine, config.mapping("engine_options"))
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
         self.policy = PolicyUpdate(self.model, config, self.device, self.bf16)
@@ -107,10 +112,26 @@ class MemTrainer(BaseTrainer):
         engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
         self.models = local_models(
             self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
-            roles=roles, reference=self.reference.resident if self.reference is not None else None,
+            roles=roles, reference=self.reference.resident if self.reference is not None else None, policy=self._copy_of_the_policy(),
             options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
+
+    @classmethod
+    def defaults_for(cls, loss: str) -> dict[str, Any]:
+        return loss_defaults(loss) | cls.defaults
+
+    def _copy_of_the_policy(self) -> Engine | None:
+        """What samples, if not the hf engine over the trained weights themselves."""
+        config = self.config
+        if config.engine == "hf":
+            return None
+        path, eos = required_model(config), self.tokenizer.eos_token_id
+        return rollout_engine(config.engine, path, self.model, eos, config.mapping("engine_options"))
+
+    def _restore(self, folder: Path) -> None:
+        super()._restore(folder)
+        self.models.weights_changed()
 
     # The data
 

@@ -135,7 +135,8 @@ def _logits(config: TrainConfig, shape: Shape, tokens: int, wide: int, frozen: b
     if getattr(config, "logprob_chunks", "dense") == "dense":
         # Logits, their log-softmax and its gradient; of a bf16 head a copy in fp32 and its gradient.
         return trained * shape.text.vocab_size * 4 * 3 + (shape.head + head) * (4 if wide == 2 else 0)
-    return trained * shape.text.hidden_size * 4 * 2 + head * wide
+    # Two tiles of the logits, and the gradients of hidden states and head.
+    return 2 * 4096 * 8192 * 4 + trained * shape.text.hidden_size * 4 + head * 4
 
 
 def report_memory(config: TrainConfig, device: torch.device) -> None:

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from memfactory.algorithms.kl import kl_term
 from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
-from memfactory.algorithms.losses import k3_kl
+from memfactory.algorithms.objective import configured_loss
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
+from memfactory.algorithms.ratios import segments_of
 from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
-from memfactory.common.registry import LOSS_REGISTRY
+from memfactory.trainers.correction import all_of, correction, log_mismatch, sampler_logprobs
 from memfactory.trainers.metrics import Averages
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -31,18 +32,14 @@ class PolicyUpdate:
         trees = config.packing == "tree" and config.share_prompts
         half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
         self.backend = choose_backend(model, config.attention_backend, half) if trees else None
-        self._loss = partial(
-            LOSS_REGISTRY.get(config.loss), clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None
-        )
+        self._loss = configured_loss(config)
 
     def recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
         """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
         fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
-        if measure:
-            pairs = zip(data.samples, fresh, strict=True)
-            off = [abs(a - b) for old, new in pairs for a, b in zip(old.old_logprobs, new.old_logprobs, strict=True)]
-            averages.add("logprob_mismatch", sum(off), len(off))
-            averages.maximum("logprob_mismatch_max", max(off, default=0.0))
+        fresh = [replace(new, sampler_logprobs=sampler_logprobs(old)) for old, new in zip(data.samples, fresh, strict=True)]
+        if measure and fresh:
+            log_mismatch(averages, all_of(fresh, "old_logprobs"), all_of(fresh, "sampler_logprobs"))
         return replace(data, samples=fresh)
 
     @torch.no_grad()
@@ -63,6 +60,7 @@ class PolicyUpdate:
         """Accumulate the gradient of one optimizer update."""
         self.model.train()
         total = 0.0
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.backend):
             micro = micro.to(self.device)
             with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
@@ -73,17 +71,20 @@ class PolicyUpdate:
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
             if measure_mismatch:
-                off = (logprobs.detach() - micro.old).abs()
-                averages.add("logprob_mismatch", float(off.sum()), len(off))
-                averages.maximum("logprob_mismatch_max", float(off.max()))
+                pairs.append((logprobs.detach(), micro.old))
+        if pairs:
+            log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""
-        token = self._loss(logprobs, micro.old, micro.advantages)
+        segments = segments_of([len(sample.response_ids) for sample in micro.samples], logprobs.device)
+        token = self._loss(logprobs, micro.old, micro.advantages, segments)
         per_token, number = token.loss, len(logprobs)
+        if self.config.tis != "none":
+            per_token = per_token * correction(micro, segments, self.config, averages)
         if micro.ref is not None:
-            kl = k3_kl(logprobs, micro.ref)
+            kl = kl_term(logprobs, micro.ref, micro.old, self.config.kl, self.config.kl_gradient)
             per_token = per_token + self.config.beta * kl
             averages.add("kl", float(kl.detach().sum()), number)
         loss = (per_token * micro.weights).sum()
