@@ -82,6 +82,7 @@ def lines(folder: Path) -> dict[Any, Any]:
 # Kept and taken up
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_answers_costs_no_memory(run: Any, tmp_path: Path) -> None:
     whole, down, up = Chance(), Chance(lambda _, stage: ServerTimeout("gone") if stage == "answer" else None), Chance()
     run("whole", whole)

@@ -114,6 +114,7 @@ def test_every_job_is_run_once_and_reported(tmp_path: Path, stubs: list) -> None
     assert files == {".lock", "tiny", "report.json", "report.md", "report.html", "results.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "code"), [("dies", 9), ("crashes", 1)])
 def test_a_worker_that_always_dies_is_started_once_more_and_reported_and_the_others_are_not_touched(
     tmp_path: Path, stubs: list, dataset: str, code: int

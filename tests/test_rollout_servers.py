@@ -142,6 +142,7 @@ class LengthEnv(LongcontextEnv):
         return {"default": torch.tensor([float(len(text)) for text in predictions["answer"]])}
 
 
+@pytest.mark.slow
 def test_a_run_samples_on_the_servers_from_the_newest_weights(
     two: list[TokenServer],
     model: Qwen3ForCausalLM,

@@ -509,6 +509,7 @@ def test_supervised_training_trains_the_response_and_its_end_only(sft: Callable[
     assert trainer.training_step()["loss"] == pytest.approx(float(by_hand), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_supervised_resume_is_bitwise(sft: Callable[..., MemSFTTrainer], tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 6, "save_steps": 3, "batch_size": 3, "lr_schedule": "cosine"}
     whole = sft(**options, output_dir=str(tmp_path / "whole"))

@@ -538,6 +538,7 @@ def served() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_server_that_serves_the_checkpoint_answers_as_the_checkpoint_here(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", served.url)
     monkeypatch.setenv("OPENAI_API_KEY", served.key)
