@@ -222,18 +222,28 @@ def _update_tips(config: TrainConfig) -> list[str]:
     else:
         tips.append(f"--tokens_per_micro_batch is {budget}, a turn may hold {longest} and goes alone: lowering it does not help")
     tips += _shorter(config)
-    if config.beta > 0:
-        tips.append("--beta 0: no reference is held")
+    tips += _without_reference(config)
+    if not config.lora_r:
+        tips.append("--lora_r 32: gradients of adapters alone")
     return [*tips, "more GPUs with --parallel fsdp2 (docs/scaling.md)"]
 
 
 def _optimizer_tips(config: TrainConfig) -> list[str]:
+    smaller = [] if config.moments == "8bit" else ["--moments 8bit: a quarter of what the moments, made at the first update, take"]
+    smaller += [] if config.offload_optimizer else ["--offload_optimizer True: the moments on the CPU"]
     return [
-        "the moments are made at the first update: more GPUs with --parallel fsdp2 share them (docs/scaling.md)",
-        *(["--beta 0: no reference is held"] if config.beta > 0 else []),
+        *(smaller if not config.lora_r else []),
+        "more GPUs with --parallel fsdp2 share the moments (docs/scaling.md)",
+        *_without_reference(config),
         f"--engine_slots {max(1, config.engine_slots // 2)} (now {config.engine_slots}), if the rollout left memory in pieces",
         "a smaller model",
     ]
+
+
+def _without_reference(config: TrainConfig) -> list[str]:
+    if config.beta <= 0 or config.reference in ("cpu", "lora"):
+        return []
+    return ["--reference cpu: it is streamed from there, or --beta 0: none is held"]
 
 
 def _longest_turn(config: TrainConfig) -> int:
