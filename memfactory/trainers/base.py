@@ -21,12 +21,9 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from memfactory.algorithms.credit import CREDITS
-from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
-from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
-from memfactory.algorithms.tree_attention import BACKENDS
-from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
-from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scale, set_lr
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
 from memfactory.common.tracking import Trackers, build_trackers, tracker_names
@@ -38,6 +35,7 @@ from memfactory.trainers.distributed import Ranks, device_of, explained
 from memfactory.trainers.health import Clock, memory_explained
 from memfactory.trainers.held import PLAIN, HeldModel, loading_type
 from memfactory.trainers.profiling import StepProfiler
+from memfactory.trainers.setup import check_choices, required_model
 from memfactory.trainers.sharding import sharded, spread
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -55,7 +53,7 @@ class BaseTrainer(ABC):
     """The loop around `training_step`, with everything that makes it resumable."""
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        _check_choices(config)
+        check_choices(config)
         self.config = config
         self.options: Any = build_options(f"the trainer {config.trainer}", self.Options, config.mapping("trainer_options"))
         self.output_dir = Path(config.output_dir)
@@ -315,34 +313,3 @@ class BaseTrainer(ABC):
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
         log.info("Resumed from %s at step %d", folder, self.step)
-
-
-def _check_choices(config: TrainConfig) -> None:
-    """Names that are read in the first step, checked before anything is loaded or written."""
-    choices = {
-        "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
-        "packing": PACKINGS, "attention_backend": BACKENDS,
-    }  # fmt: skip
-    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise unknown_name(name, getattr(config, name), known)
-
-
-def batch_numbers(seed: int, step: int, size: int, total: int) -> list[int]:
-    """Which of `total` examples a step has: a new seeded order for each pass over them, so a resumed run needs no cursor."""
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for number in range(step * size, (step + 1) * size):
-        epoch, at = divmod(number, total)
-        if epoch not in orders:
-            orders[epoch] = random.Random(f"{seed}/{epoch}").sample(range(total), total)
-        chosen.append(orders[epoch][at])
-    return chosen
-
-
-def required_model(config: TrainConfig) -> str:
-    """The model to start from; a missing one is an error that says what to give."""
-    if not config.model_name_or_path:
-        raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
-    return config.model_name_or_path

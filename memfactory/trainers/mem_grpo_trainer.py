@@ -46,13 +46,14 @@ from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.harness import evaluate, headline, scores_of
 from memfactory.evaluation.transcript import transcript
-from memfactory.trainers.base import BaseTrainer, required_model
+from memfactory.trainers.base import BaseTrainer
 from memfactory.trainers.distributed import SharedBatch, dealt, renumbered
 from memfactory.trainers.health import peak_flops, with_mfu
 from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
 from memfactory.trainers.policy_update import PolicyUpdate
 from memfactory.trainers.reference import build_reference
 from memfactory.trainers.rollout_servers import RolloutWeights
+from memfactory.trainers.setup import batch_numbers, required_model
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -155,16 +156,8 @@ class MemTrainer(BaseTrainer):
         return self.config.num_minibatches * self.config.num_iterations
 
     def examples_of(self, step: int) -> list[dict[str, Any]]:
-        """The examples of a step: a new seeded order for each pass over the data, so a resumed run needs no cursor."""
-        size, total = self.config.examples_per_step, len(self.env)
-        orders: dict[int, list[int]] = {}
-        chosen = []
-        for number in range(step * size, (step + 1) * size):
-            epoch, at = divmod(number, total)
-            if epoch not in orders:
-                orders[epoch] = random.Random(f"{self.config.seed}/{epoch}").sample(range(total), total)
-            chosen.append(self.env[orders[epoch][at]])
-        return chosen
+        """The examples of a step (`batch_numbers`)."""
+        return [self.env[at] for at in batch_numbers(self.config.seed, step, self.config.examples_per_step, len(self.env))]
 
     # One step
 

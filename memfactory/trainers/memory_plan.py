@@ -14,9 +14,9 @@ import torch
 
 from memfactory.algorithms.eight_bit import BLOCK
 from memfactory.common.config import TrainConfig
-from memfactory.trainers.base import required_model
 from memfactory.trainers.held import Held, held_by
 from memfactory.trainers.model_shapes import Shape, shape_of
+from memfactory.trainers.setup import required_model
 
 log = logging.getLogger(__name__)
 
