@@ -1,5 +1,5 @@
-"""A careless reader of dialogues: it plays MemAgent's turns on `synth_dialog` by rule, with the question in hand, and a chooser of
-everything that the arena's three agents do.
+"""A careless reader of dialogues: it plays MemAgent's turns on `synth_dialog` by rule, with the question in hand. And a stream of
+demonstrations of all that the arena's agents and anchors do, this reader's among them.
 
 The memory is a few statements about what is asked; its mistakes (a statement not written, one that is lost, one that is kept though it was
 replaced) are the headroom of reinforcement learning. What it reads and writes are the very prompts and forms of the agents.
@@ -23,7 +23,7 @@ from memfactory.data.generators.dialog_bank import Bank, apply, oracle
 from memfactory.data.generators.dialog_world import Key, Path, Statement, read_line, read_question, triple
 from memfactory.data.generators.rerank_demonstrator import CAREFUL as CAREFUL_CHOOSER
 from memfactory.data.generators.rerank_demonstrator import CARELESS as CARELESS_CHOOSER
-from memfactory.data.generators.rerank_demonstrator import ChooserHabits, play_rerank
+from memfactory.data.generators.rerank_demonstrator import ChooserHabits, lines_of, live_lines, nearest, play_rerank
 from memfactory.data.generators.synth_dialog import synth_dialog
 
 CAPACITY = 6
@@ -110,6 +110,19 @@ def play_reader(rng: random.Random, dialogue: Mapping[str, Any], habits: ReaderH
     return rows
 
 
+def play_lines(rng: random.Random, dialogue: Mapping[str, Any], habits: BankHabits) -> list[Row]:
+    """Answers from lines as they were said, all of them or the nearest or the last, where what was replaced stands beside what is true."""
+    rows: list[Row] = []
+    lines = lines_of(dialogue)
+    for asked in dialogue["questions"]:
+        many = rng.choice((4, 8, 12))
+        near, last = nearest(lines, asked["question"], many), list(range(max(0, len(lines) - many), len(lines)))
+        shown = [lines[number] for number in rng.choice((list(range(len(lines))), near, last))]
+        told = answer(rng, live_lines(shown), asked["question"], habits)
+        rows.append({"messages": answer_messages(in_lines(shown), asked["question"]), "response": told, "stage": "answer"})
+    return rows
+
+
 def arena_demonstrations(
     seed: int, habits: ArenaHabits, sessions: tuple[int, ...] = (1, 2, 3, 5, 8), people: int = 6, echo: float = 0.06
 ) -> Iterator[Row]:
@@ -123,7 +136,8 @@ def arena_demonstrations(
                 lambda d: play_reader(rng, d, habits.reader),
                 lambda d: play_bank(rng, d, habits.keeper),
                 lambda d: play_rerank(rng, d, habits.chooser),
-            )[at % 3]
+                lambda d: play_lines(rng, d, habits.keeper),
+            )[at % 4]
             pool.extend(play(dialogue))
         pool.extend(echo_row(rng) for _ in range(int(12 * 8 * echo)))
         if len(pool) < 512:
