@@ -401,7 +401,7 @@ def test_a_budget_of_sampled_tokens_ends_the_run_and_its_schedule(grpo: Callable
     assert spent[-2] < 400 <= spent[-1] == trainer.rollout_tokens and len(rows) > 2
     rates = [row["lr"] for row in rows]
     assert rates[0] == pytest.approx(5e-4) and rates[1:] == pytest.approx(
-        [1e-3 * (1 - spent[at] / 100) for at in range(1, len(rows))], rel=1e-3
+        [1e-3 * (1 - spent[at] / 400) for at in range(1, len(rows))], rel=1e-3
     )
     with pytest.raises(ConfigError, match="max_rollout_tokens"):
         grpo(**{**options, "max_rollout_tokens": 800}, output_dir=str(trainer.output_dir), resume=True).train()
