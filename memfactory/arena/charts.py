@@ -39,9 +39,10 @@ def _scores(report: Mapping[str, Any]) -> Any:
             axis.barh(at, found["mean"], color=colour, height=0.72)
             if found["low"] is not None:
                 axis.plot([found["low"], found["high"]], [at, at], color="#222222", linewidth=1.1)
-            axis.text(min(max(found["high"] or 0, found["mean"]) + 0.015, 0.93), at, f"{found['mean']:.2f}", va="center", fontsize=7.5)
+            axis.text(max(found["high"] or 0, found["mean"]) + 0.015, at, f"{found['mean']:.2f}", va="center", fontsize=7.5)
         axis.set_title(name, fontsize=11)
-        axis.set_xlim(0, 1)
+        axis.set_xlim(0, 1.1)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
@@ -64,10 +65,10 @@ def _types(report: Mapping[str, Any]) -> Any:
     for axis, name in zip(axes[0], sets, strict=True):
         held = [line for line in lines if name in line["sets"]]
         types = list(held[0]["sets"][name]["types"]) if held else []
-        cells = [[line["sets"].get(name, {}).get("types", {}).get(kind, {}).get("mean") for kind in types] for line in lines]
-        axis.imshow(
-            [[float("nan") if value is None else value for value in row] for row in cells], vmin=0, vmax=1, cmap="Blues", aspect="auto"
-        )
+        found = [line["sets"].get(name, {}).get("types", {}) for line in lines]
+        cells = [[of_line.get(kind, {}).get("mean") for kind in types] for of_line in found]
+        shares = [[float("nan") if value is None else value for value in row] for row in cells]
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         for y, row in enumerate(cells):
             for x, value in enumerate(row):
                 if value is not None:

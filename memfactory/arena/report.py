@@ -83,55 +83,57 @@ def commands(plan: Plan, place: Place, line: str) -> list[str]:
 # What people read
 
 
-def shown(part: Mapping[str, Any], kind: str) -> str:
-    """`.512 ± .031`: a mean and half of its interval."""
+def shown(part: Mapping[str, Any], kind: str, places: int = 3) -> str:
+    """`0.512 ± 0.031`: a mean and half of its interval."""
     found = part[kind]
     if found["mean"] is None:
         return "–"
-    half = "" if found["low"] is None else f" ± {(found['high'] - found['low']) / 2:.3f}"
-    return f"{found['mean']:.3f}{half}"
+    half = "" if found["low"] is None else f" ± {(found['high'] - found['low']) / 2:.{places}f}"
+    return f"{found['mean']:.{places}f}{half}"
 
 
 def printed(report: Report) -> Printed:
-    """The table in a terminal: sampled and greedy exact match on each set, and what a question costs on the longest."""
-    table = Printed(title="Exact match over all questions, 95 % intervals over dialogues", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    for name in report["sets"]:
-        table.add_column(f"{name}\nsampled", justify="right")
-        table.add_column("greedy", justify="right")
-    for name in ("memory,\nwords", "written", "read"):
-        table.add_column(name, justify="right")
-    for cells, first in _cells(report):
-        if first:
+    """The table in a terminal of 80 columns: greedy exact match on each set, and what a question costs on the longest."""
+    table = Printed(
+        title="Exact match, greedy, 95 % intervals over dialogues; cost of a question on the longest",
+        box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
+    for name in (*report["sets"], "memory words", "tokens written", "tokens read"):
+        table.add_column(name.replace(" ", "\n"), justify="right")
+    before = ""
+    for line in report["lines"]:
+        if line["row"] != before:
             table.add_section()
-        table.add_row(*map(escape, cells))
+        before = line["row"]
+        longest = line["sets"].get(report["sets"][-1], {})
+        costs = [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
+        name = "  trained" if line["state"] == "trained" else line["title"].removesuffix(f", {BEFORE}")
+        scores = [shown(part, "greedy", 2).replace(" ± 0.", " ±.") if (part := line["sets"].get(of)) else "–" for of in report["sets"]]
+        table.add_row(escape(name), *scores, *costs)
     return table
 
 
-def _cells(report: Report) -> list[tuple[list[str], bool]]:
-    """(a line's cells, whether it begins a row of its own)."""
+def _cells(report: Report) -> list[list[str]]:
     lines = []
-    before = ""
     for line in report["lines"]:
         sets: Mapping[str, Any] = line["sets"]
         longest = sets.get(report["sets"][-1], {})
         scores = [shown(sets[name], kind) if name in sets else "–" for name in report["sets"] for kind in Kinds]
         costs = [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
-        lines.append(([line["title"], *scores, *costs], line["row"] != before))
-        before = line["row"]
+        lines.append([line["title"], *scores, *costs])
     return lines
 
 
 def markdown(report: Report) -> str:
     """The whole report in Markdown."""
     heads = [f"{name}, {kind}" for name in report["sets"] for kind in Kinds]
-    body = [cells for cells, _ in _cells(report)]
     parts = [
         "# The arena",
         "Exact match over all questions (those whose answer is `unknown` included) with 95 % intervals over dialogues; greedy, and sampled "
         "at temperature 1. Trained rows are means over the seeds. Words of the memory at the end and tokens written and read for a "
         f"question are those of the longest dialogues ({report['sets'][-1]}).",
-        markdown_table([["", *heads, "memory, words", "written", "read"], *body], right=range(1, 99)),
+        markdown_table([["", *heads, "memory, words", "written", "read"], *_cells(report)], right=range(1, 99)),
         "## What training gave", _gains(report), "## The paradigms against each other", _between(report),
         "## By type of question (greedy)", *_types(report),
         "## Where wrong answers were lost (greedy, share of all questions)", _losses(report),
