@@ -27,7 +27,7 @@ FLAGS = PUBLIC | set(
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
-    "reference max_steps max_cpu_minutes packing attention_backend seed device threads eval_steps eval_samples eval_k "
+    "reference max_steps max_cpu_minutes max_rollout_tokens packing attention_backend seed device threads eval_steps eval_samples eval_k "
     "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap parallel profile_steps "
     "rollout_servers".split()
 )
@@ -255,8 +255,8 @@ def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_i
 
 
 MAY_CHANGE = set(
-    "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path report_to "
-    "wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
+    "output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps save_total_limit eval_steps eval_samples eval_k "
+    "eval_data_path report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
 )
 
 

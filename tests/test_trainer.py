@@ -392,6 +392,22 @@ def test_cpu_minutes_stop_the_run_and_a_checkpoint_is_left(grpo: Callable[..., M
     assert (trainer.output_dir / "last").resolve() == last.resolve()
 
 
+def test_a_budget_of_sampled_tokens_ends_the_run_and_its_schedule(grpo: Callable[..., MemTrainer]) -> None:
+    """The learning rate falls with the tokens spent, whatever number of steps they make; a resumed run goes on with what is left."""
+    options = {"max_rollout_tokens": 400, "max_steps": None, "lr_schedule": "linear", "warmup_updates": 1, "lr": 1e-3}
+    trainer = grpo(**options)
+    trainer.train()
+    rows = read_jsonl(trainer.output_dir / "metrics.jsonl")
+    spent = [sum(row["rollout_tokens"] for row in rows[:at]) for at in range(len(rows) + 1)]
+    assert spent[-2] < 400 <= spent[-1] == trainer.rollout_tokens and len(rows) > 2
+    rates = [row["lr"] for row in rows]
+    assert rates[0] == pytest.approx(5e-4) and rates[1:] == pytest.approx(
+        [1e-3 * (1 - spent[at] / 400) for at in range(1, len(rows))], rel=1e-3
+    )
+    with pytest.raises(ConfigError, match="max_rollout_tokens"):
+        grpo(**{**options, "max_rollout_tokens": 800}, output_dir=str(trainer.output_dir), resume=True).train()
+
+
 def test_every_epoch_covers_the_data_once_in_an_order_of_its_own(grpo: Callable[..., MemTrainer]) -> None:
     trainer, again, other = grpo(), grpo(), grpo(seed=1)
 

@@ -32,8 +32,8 @@ _CHOICES = {
 }
 
 _FREE_ON_RESUME = frozenset(
-    "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
-    "report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
+    "output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps save_total_limit eval_steps eval_samples eval_k "
+    "eval_data_path report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
 )
 """Options that do not decide what a step computes: they may differ between a run and its resumption."""
 
@@ -138,6 +138,7 @@ class TrainConfig:
     epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.")
     max_steps: int | None = option(None, "Stop after this many steps (rollout batches).")
     max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
+    max_rollout_tokens: int | None = option(None, "Stop after this many sampled tokens; without max_steps as many steps as they last.")
     seed: int = option(0, "Seed of data order and of every random stream.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     parallel: str = option("auto", "Several processes: ddp (each has the model), fsdp2 (each a shard), auto (as accelerate's file says).")
@@ -208,7 +209,7 @@ class TrainConfig:
     def changes(self, saved: dict[str, Any]) -> list[str]:
         """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default."""
         # A schedule that falls with the length of the run makes that length part of what each step computes.
-        free = _FREE_ON_RESUME - ({"max_steps", "epoch"} if self.lr_schedule != "constant" else set())
+        free = _FREE_ON_RESUME - ({"max_steps", "max_rollout_tokens", "epoch"} if self.lr_schedule != "constant" else set())
         old = TrainConfig().to_dict() | saved
         return [f"{name}: {old[name]!r} -> {value!r}" for name, value in self.to_dict().items() if name not in free and old[name] != value]
 

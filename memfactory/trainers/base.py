@@ -7,7 +7,9 @@ A *step* is one rollout batch (or one supervised batch); an *update* is one opti
 from __future__ import annotations
 
 import logging
+import math
 import random
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -89,6 +91,7 @@ class BaseTrainer(ABC):
         self.updates = 0
         self.skipped_updates = 0
         self.cpu_seconds = 0.0
+        self.rollout_tokens = 0
         self._updates_in_step = 0
         self.best_score = -float("inf")
 
@@ -98,7 +101,7 @@ class BaseTrainer(ABC):
     """What `trainer_options` may hold."""
     defaults: dict[str, Any] = {}
     """Options of TrainConfig for which this trainer has another default: the command line's, and `configured`'s."""
-    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
+    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "rollout_tokens", "best_score")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
     trains_lm = True
@@ -163,8 +166,11 @@ class BaseTrainer(ABC):
 
     @property
     def total_steps(self) -> int:
-        """Where the run ends, if CPU minutes do not end it first."""
-        return self.num_steps if self.config.max_steps is None else self.config.max_steps
+        """Where the run ends, if CPU minutes do not end it first; of a budget of tokens what they will last for, judged by those spent."""
+        limit = self.config.max_rollout_tokens
+        if self.config.max_steps is not None or limit is None:
+            return self.num_steps if self.config.max_steps is None else self.config.max_steps
+        return math.ceil(self.step * limit / self.rollout_tokens) if self.rollout_tokens else sys.maxsize
 
     def train(self) -> Path:
         """Run to the end (or go on from the last checkpoint) and return the last checkpoint's folder."""
@@ -178,8 +184,8 @@ class BaseTrainer(ABC):
         self._profiler = StepProfiler(self.output_dir / "trace", config.profile_steps if main else 0)
         self.clock.start()
         try:
-            with self._explaining(), tqdm(total=self.total_steps, initial=self.step, **shown) as bar:
-                while self.step < self.total_steps and not self._out_of_time():
+            with self._explaining(), tqdm(total=self._known_total(), initial=self.step, **shown) as bar:
+                while self.step < self.total_steps and not self._spent():
                     metrics = self._timed_step()
                     saved = None
                     if config.eval_steps and self.step % config.eval_steps == 0:
@@ -188,6 +194,7 @@ class BaseTrainer(ABC):
                         saved = self._save_if_best(metrics.get("eval/score"))
                     self._track(trackers, metrics | self.clock.shares())
                     bar.update()
+                    bar.total = self._known_total()
                     bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
                     if config.save_steps and self.step % config.save_steps == 0 and saved is None:
                         saved = self.save()
@@ -209,6 +216,7 @@ class BaseTrainer(ABC):
             metrics = self.training_step()
         self.step += 1
         self.cpu_seconds += sum(self.ranks.gather(time.process_time() - cpu))
+        self.rollout_tokens += metrics.get("rollout_tokens", 0)
         times = {"seconds": time.perf_counter() - wall, "cpu_seconds_total": self.cpu_seconds}
         return metrics | times | {"updates": self.updates, "skipped_updates": self.skipped_updates}
 
@@ -223,9 +231,12 @@ class BaseTrainer(ABC):
                     raise in_words from error
                 raise
 
-    def _out_of_time(self) -> bool:
-        limit = self.config.max_cpu_minutes
-        return limit is not None and self.cpu_seconds >= 60 * limit
+    def _known_total(self) -> int | None:
+        return None if self.total_steps == sys.maxsize else self.total_steps
+
+    def _spent(self) -> bool:
+        minutes, tokens = self.config.max_cpu_minutes, self.config.max_rollout_tokens
+        return (minutes is not None and self.cpu_seconds >= 60 * minutes) or (tokens is not None and self.rollout_tokens >= tokens)
 
     def _track(self, trackers: Any, metrics: dict[str, Any]) -> None:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
@@ -245,6 +256,9 @@ class BaseTrainer(ABC):
         self._updates_in_step += 1
         warming = self.updates < config.warmup_updates
         total = self.total_steps * self.updates_per_step
+        if config.max_rollout_tokens and config.max_steps is None:  # the schedule is of the tokens: how many updates they make is not known
+            total = 1_000_000
+            planned = max(config.warmup_updates, int(total * self.rollout_tokens / config.max_rollout_tokens))
         lr = config.lr * lr_scale(self.updates if warming else planned, config.warmup_updates, total, config.lr_schedule)
         set_lr(self.optimizers, lr)
         with self.clock.part("exchange"):
