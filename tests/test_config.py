@@ -25,7 +25,7 @@ FLAGS = PUBLIC | set(
     "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots "
     "engine_graphs decode_attention share_prefixes advantage credit loss "
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
-    "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch share_prompts "
+    "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch logprob_chunks share_prompts "
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
     "reference max_steps max_cpu_minutes max_rollout_tokens packing attention_backend seed device threads eval_steps eval_samples eval_k "
     "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap parallel profile_steps "

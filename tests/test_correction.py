@@ -169,8 +169,7 @@ def test_gradient_is_the_weighted_one(level: str) -> None:
     model, samples = tiny_qwen3(), make_samples(3, [0, 0, 1, 2, 2], [0, 0, 0, 1, 1], ref=True)
     trainer = make_trainer(model, tis=level, tis_cap=CAP, beta=0.1, tokens_per_micro_batch=20)
     averages = Averages()
-    batch = trainer.policy.recomputed(TrainBatch(samples), averages, measure=True)
-    trainer.policy.backward(batch, averages, measure_mismatch=False)
+    trainer.policy.backward(TrainBatch(samples), averages, measure_mismatch=False)  # one update a step: the old log-probs are its own
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     fresh = trainer.policy.with_logprobs(samples, model, "old_logprobs")
     model.zero_grad(set_to_none=True)
@@ -199,9 +198,12 @@ def test_noise_of_an_engine_is_measured_and_weighed(noisy: None, tmp_path: Path,
     assert (trainer.config.old_logprobs, trainer.config.tis) == ("frozen", "token")
     trained: list[Sample] = []
     backward = trainer.policy.backward
-    monkeypatch.setattr(
-        trainer.policy, "backward", lambda part, *rest, **named: (trained.extend(part.samples), backward(part, *rest, **named))
-    )
+
+    def noted(part: TrainBatch, *rest: Any, **named: Any) -> None:
+        trained.extend(trainer.policy.recomputed(part, Averages()).samples)  # which the one update of a step need not be given
+        backward(part, *rest, **named)
+
+    monkeypatch.setattr(trainer.policy, "backward", noted)
     steps = []
     while not trained:
         steps.append(trainer.training_step())

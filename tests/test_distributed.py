@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
@@ -51,6 +51,7 @@ class Together(Ranks):
 
 
 @settings(max_examples=60, deadline=None)
+@example([(0, 1), (0, 1), (1, 1), (1, 1), (2, 3), (3, 3)], 3)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 1000)), min_size=4, max_size=24), st.integers(1, 4))
 def test_whole_groups_are_dealt_once_and_evenly(examples: list[tuple[int, int]], ranks: int) -> None:
     names, sizes = [f"e{name}" for name, _ in examples], [size for _, size in examples]

@@ -124,7 +124,7 @@ def grpo(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, tiny_qwen3: Ca
         settings: dict[str, Any] = {
             "model_name_or_path": "none", "data_path": str(tmp_path / "facts.json"), "output_dir": str(tmp_path / "run"), "device": "cpu",
             "batch_size": 2, "num_generations": 4, "chunk_size": 16, "max_generate_length": 4, "max_steps": 2, "beta": 0.01,
-            "old_logprobs": "frozen",
+            "old_logprobs": "frozen", "num_minibatches": 2,
         }  # fmt: skip
         env = LengthEnv(str(tmp_path / "facts.json"))
         model = tiny_qwen3(seed=3, initializer_range=0.12)

@@ -255,9 +255,23 @@ def test_recomputed_logprobs_make_every_ratio_one(grpo: Callable[..., MemTrainer
     assert metrics["clip_fraction"] == 0
 
 
+@pytest.mark.parametrize(("old", "iterations", "passes"), [("sampler", 2, 0), ("frozen", 1, 0), ("frozen", 2, 1), ("recompute", 2, 0)])
+def test_old_logprobs_take_a_pass_only_where_the_weights_have_moved_on(
+    grpo: Callable[..., MemTrainer], old: str, iterations: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = grpo(num_iterations=iterations, old_logprobs=old)
+    asked, real = [], trainer.policy.with_logprobs
+    monkeypatch.setattr(trainer.policy, "with_logprobs", lambda *args: (asked.append(args[2]), real(*args))[1])
+    metrics = trainer.training_step()
+    assert asked == ["old_logprobs"] * passes
+    assert metrics["logprob_mismatch"] < 1e-5  # measured whichever way they came
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_samplers_logprobs_are_those_of_a_forward_pass(grpo: Callable[..., MemTrainer], temperature: float) -> None:
-    sampled, frozen = (grpo(old_logprobs=old, temperature=temperature)._rollout().data.samples for old in ("sampler", "frozen"))
+    sampled, frozen = (
+        grpo(old_logprobs=old, temperature=temperature, num_iterations=2)._rollout().data.samples for old in ("sampler", "frozen")
+    )
     assert sampled and [s.response_ids for s in sampled] == [s.response_ids for s in frozen]
     for one, other in zip(sampled, frozen, strict=True):
         assert one.old_logprobs == pytest.approx(other.old_logprobs, abs=1e-5)

@@ -1,7 +1,7 @@
 """Log-probs of sampled tokens under a model: the one place where logits become probabilities in training.
 
 Only the trained positions pass through the head, and log-softmax is in fp32 whatever the model's type: in bf16 its
-rounding alone is of the size of a ratio's clip.
+rounding alone is of the size of a ratio's clip. Where their logits would be large they are never made whole (chunked_logprobs.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from memfactory.algorithms.chunked_logprobs import chunked_logprobs
 from memfactory.algorithms.packing import MicroBatch
 from memfactory.algorithms.tree_attention import model_inputs
+from memfactory.common.errors import unknown_name
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+LOGPROB_CHUNKS = ("auto", "dense", "chunked")
+
+DENSE_LOGITS = 1 << 23
+"""From here on (32 MiB in fp32) `auto` is chunked. On a CPU dense is up to a third faster below it and as slow or slower above."""
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
@@ -33,33 +40,63 @@ def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, 
     Only those positions pass through the head, and it computes in fp32 also under bf16 autocast: rounding logits to
     bf16 moves a log-prob by hundredths of a nat. A model that changes its logits after the head is asked for them whole.
     """
-    head = model.get_output_embeddings()
-    if head is None or any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
+    head = plain_head(model)
+    if head is None:
         return model(**inputs).logits[where].float()
     hidden = model.base_model(**inputs).last_hidden_state[where]
     with torch.autocast(hidden.device.type, enabled=False):
-        bias = getattr(head, "bias", None)
-        return torch.nn.functional.linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
+        return torch.nn.functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+
+
+def plain_head(model: PreTrainedModel) -> torch.nn.Linear | None:
+    """The layer whose weight [V, H] (and bias) alone makes logits of hidden states.
+
+    None if there is more to it: an adapter in the layer, a packed weight, or a model that changes logits after it.
+    """
+    head = model.get_output_embeddings()
+    changes = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
+    return None if changes or type(head) is not torch.nn.Linear else head
 
 
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     """fp32 logits [N, V] of the trained positions of a micro-batch on the model's device."""
+    return logits_at(model, (micro.rows, micro.cols), _inputs(model, micro))
+
+
+def _inputs(model: PreTrainedModel, micro: MicroBatch) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": micro.ids, "use_cache": False}
     if micro.tree is not None:
         inputs |= model_inputs(model, micro.tree)
-    return logits_at(model, (micro.rows, micro.cols), inputs)
+    return inputs
 
 
-def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def response_logprobs(model: PreTrainedModel, micro: MicroBatch, temperature: float = 1.0, chunks: str = "auto") -> tuple[Tensor, Tensor]:
     """Log-probs [N] in nats of the sampled tokens at the sampling temperature, with gradient, and entropies [N] without.
 
-    A temperature of 0 (greedy) is read as 1, as the engine reports it.
+    A temperature of 0 (greedy) is read as 1, as the engine reports it. `chunks`: `chunked` makes no logits [N, V], `dense` does,
+    `auto` decides by their number; the values are equal to rounding. A model that changes its logits after the head is always dense.
     """
-    logits = response_logits(model, micro) / (temperature or 1.0)
-    table = torch.log_softmax(logits, dim=-1)
+    temperature = temperature or 1.0
+    head = plain_head(model)
+    if head is None or not is_chunked(chunks, len(micro.targets) * len(head.weight)):
+        return dense_logprobs(response_logits(model, micro), micro.targets, temperature)
+    hidden = model.base_model(**_inputs(model, micro)).last_hidden_state[micro.rows, micro.cols]
+    return chunked_logprobs(hidden, head.weight, micro.targets, temperature, head.bias)
+
+
+def is_chunked(chunks: str, logits: int) -> bool:
+    """Whether so many logits (tokens x vocabulary) are made tile by tile under `--logprob_chunks`."""
+    if chunks not in LOGPROB_CHUNKS:
+        raise unknown_name("logprob_chunks", chunks, LOGPROB_CHUNKS)
+    return chunks == "chunked" or (chunks == "auto" and logits >= DENSE_LOGITS)
+
+
+def dense_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs [N] of `targets` [N], and entropies [N] without gradient, from whole logits [N, V]."""
+    table = torch.log_softmax(logits / temperature, dim=-1)
     with torch.no_grad():
         entropy = -(table.exp() * table).sum(-1)
-    return table.gather(-1, micro.targets[:, None])[:, 0], entropy
+    return table.gather(-1, targets[:, None])[:, 0], entropy
 
 
 @contextmanager

@@ -93,8 +93,8 @@ class TrainConfig:
     truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.")
     old_logprobs: str = option(
         "auto",
-        "Behaviour log-probs: sampler, frozen (one forward per rollout batch) or recompute (an ablation). auto: sampler, but frozen "
-        "for an engine other than hf.",
+        "Behaviour log-probs: sampler, frozen (the trainer's, of the weights that sampled) or recompute (an ablation). auto: sampler, but "
+        "frozen for an engine other than hf.",
     )
     tis: str = option(
         "auto",
@@ -115,6 +115,7 @@ class TrainConfig:
     lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
     max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
     tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
+    logprob_chunks: str = option("auto", "Logits of trained tokens: dense (whole), chunked (tile by tile, small), auto (by their number).")
     packing: str = option("tree", "What the update computes: tree (what turns share at their beginning, once) or rows (each turn alone).")
     attention_backend: str = option("auto", "How packing tree attends: auto, sdpa4d, paths, flash or flex (docs/performance.md).")
     share_prompts: bool = option(True, "Older spelling: False means --packing rows.")

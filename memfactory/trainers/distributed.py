@@ -153,7 +153,9 @@ def dealt(names: Sequence[str], sizes: Sequence[float], ranks: int) -> list[list
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0.0] * ranks
     for unit in sorted(units.values(), key=lambda unit: (-sum(sizes[at] for at in unit), unit[0])):
-        free = [rank for rank in range(ranks) if len(shares[rank]) + len(unit) <= most] or range(ranks)
+        free = [rank for rank in range(ranks) if len(shares[rank]) + len(unit) <= most]
+        # Where the unit fits nowhere, with the fewest: a rank must not have much more than its part.
+        free = free or [rank for rank in range(ranks) if len(shares[rank]) == min(map(len, shares))]
         rank = min(free, key=lambda rank: (loads[rank], len(shares[rank]), rank))
         shares[rank] += unit
         loads[rank] += sum(sizes[at] for at in unit)

@@ -174,11 +174,8 @@ class MemTrainer(BaseTrainer):
         for iteration in range(self.config.num_iterations):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
             for part in batch.minibatches(self.config.num_minibatches, rng):
-                if self.config.old_logprobs == "recompute":
-                    with self.clock.part("old_logprobs"):
-                        part = self.policy.recomputed(part, averages, measure=first)
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
-                self.policy.backward(part, averages, measure_mismatch=first and self.config.old_logprobs == "sampler")
+                self.policy.backward(part, averages, measure_mismatch=first and not self.policy.freezes)
                 norm, lr = self.optimizer_update()
                 averages.add("grad_norm", norm, 1)
                 averages.add("lr", lr, 1)
@@ -222,9 +219,9 @@ class MemTrainer(BaseTrainer):
     def _with_logprobs(self, data: TrainBatch) -> tuple[TrainBatch, Averages]:
         """The samples with what takes a forward pass before the update: frozen old log-probs, and the reference's."""
         averages = Averages()
-        if self.config.old_logprobs == "frozen":
+        if self.policy.freezes:
             with self.clock.part("old_logprobs"):
-                data = self.policy.recomputed(data, averages, measure=True)
+                data = self.policy.recomputed(data, averages)
         if self.config.beta > 0 and self.reference is not None:
             with self.clock.part("ref_logprobs"), self.reference.scoring() as starting:
                 data = replace(data, samples=self.policy.with_logprobs(data.samples, starting, "ref_logprobs"))

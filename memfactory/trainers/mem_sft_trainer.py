@@ -52,7 +52,7 @@ class MemSFTTrainer(BaseTrainer):
         for micro in batch.micro_batches(self.config.tokens_per_micro_batch):
             micro = micro.to(self.device)
             with autocast(self.device, self.bf16):
-                logprobs, _ = response_logprobs(self.model, micro)
+                logprobs, _ = response_logprobs(self.model, micro, chunks=self.config.logprob_chunks)
             loss = -(logprobs * micro.weights).sum()
             loss.backward()
             total += float(loss.detach())

@@ -7,12 +7,15 @@ logits of the trained positions), beside what stays. Allocator overhead is not i
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 
 import torch
 
+from memfactory.algorithms.chunked_logprobs import GPU_TILE
 from memfactory.algorithms.eight_bit import BLOCK
+from memfactory.algorithms.logprobs import is_chunked
 from memfactory.common.config import TrainConfig
 from memfactory.trainers.held import Held, held_by
 from memfactory.trainers.model_shapes import Shape, shape_of
@@ -132,11 +135,11 @@ def _logits(config: TrainConfig, shape: Shape, tokens: int, wide: int, frozen: b
     prompt, sampled = lengths(config)
     trained = tokens * sampled // (prompt + sampled)
     head = 0 if frozen else shape.head
-    if getattr(config, "logprob_chunks", "dense") == "dense":
+    if not is_chunked(config.logprob_chunks, trained * shape.text.vocab_size):
         # Logits, their log-softmax and its gradient; of a bf16 head a copy in fp32 and its gradient.
         return trained * shape.text.vocab_size * 4 * 3 + (shape.head + head) * (4 if wide == 2 else 0)
     # Two tiles of the logits, and the gradients of hidden states and head.
-    return 2 * 4096 * 8192 * 4 + trained * shape.text.hidden_size * 4 + head * 4
+    return 2 * math.prod(GPU_TILE) * 4 + trained * shape.text.hidden_size * 4 + head * 4
 
 
 def report_memory(config: TrainConfig, device: torch.device) -> None:

@@ -36,16 +36,20 @@ class PolicyUpdate:
         self.parallel, self.model = parallel or Replicated(model, Ranks()), model
         self.config, self.device, self.bf16 = config, device, bf16
         self._flops = Flops.of(self.model)
+        self.freezes = config.old_logprobs == "frozen" and config.num_minibatches * config.num_iterations > 1
+        """Whether the old log-probs of a rollout batch take a forward pass of their own."""
+        # `recompute`, or one update per rollout batch: the weights are still those of the update, and so are the old log-probs.
+        self._old_is_own = config.old_logprobs != "sampler" and not self.freezes
         trees = config.packing == "tree" and config.share_prompts
         half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
         self.backend = choose_backend(model, config.attention_backend, half) if trees else None
         self._loss = configured_loss(config)
 
-    def recomputed(self, data: TrainBatch, averages: Averages, measure: bool) -> TrainBatch:
-        """The batch with old log-probs from a forward pass; `measure` logs how far they are from the sampler's."""
+    def recomputed(self, data: TrainBatch, averages: Averages) -> TrainBatch:
+        """The batch with old log-probs from a forward pass; logs how far they are from the sampler's."""
         fresh = self.with_logprobs(data.samples, self.model, "old_logprobs")
         fresh = [replace(new, sampler_logprobs=sampler_logprobs(old)) for old, new in zip(data.samples, fresh, strict=True)]
-        if measure and fresh:
+        if fresh:
             log_mismatch(averages, all_of(fresh, "old_logprobs"), all_of(fresh, "sampler_logprobs"))
         return replace(data, samples=fresh)
 
@@ -58,7 +62,7 @@ class PolicyUpdate:
         with evaluating(model), attending(model, self.backend):
             for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend)):
                 with autocast(self.device, self.bf16):
-                    values, _ = holder.call(response_logprobs, (micro or self._nothing()).to(self.device), self.config.temperature)
+                    values, _ = self._scored(holder, micro or self._nothing())
                 if micro is None:
                     continue
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -78,21 +82,26 @@ class PolicyUpdate:
                     logprobs.sum().mul(0.0).backward()
                     continue
                 micro = micro.to(self.device)
+                if measure_mismatch:
+                    pairs.append((logprobs.detach(), micro.old))
+                if self._old_is_own:
+                    micro = replace(micro, old=logprobs.detach())
                 loss = self._micro_loss(micro, logprobs, averages)
                 loss.backward()
             if self._flops is not None:
                 averages.add("update_flops", self._flops.of_batch(micro), 0)
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
-            if measure_mismatch:
-                pairs.append((logprobs.detach(), micro.old))
         if pairs:
             log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
 
     def _run(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.device, self.bf16):
-            return self.parallel.call(response_logprobs, micro.to(self.device), self.config.temperature)
+            return self._scored(self.parallel, micro)
+
+    def _scored(self, holder: Replicated, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        return holder.call(response_logprobs, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
 
     def _nothing(self) -> MicroBatch:
         """Two tokens of no weight: a pass that adds no gradient."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from memfactory.algorithms.credit import CREDITS
+from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
 from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES
 from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
 from memfactory.algorithms.tree_attention import BACKENDS
@@ -16,7 +17,7 @@ def check_choices(config: TrainConfig) -> None:
     """Names that are read in the first step, checked before anything is loaded or written."""
     choices = {
         "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
-        "packing": PACKINGS, "attention_backend": BACKENDS,
+        "packing": PACKINGS, "attention_backend": BACKENDS, "logprob_chunks": LOGPROB_CHUNKS,
     }  # fmt: skip
     choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
     for name, known in choices.items():
