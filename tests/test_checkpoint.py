@@ -204,8 +204,8 @@ def test_memfactory_json_says_what_was_trained_and_how(
     )  # fmt: skip
     about = read_json(MemTrainer(config, tiny_qwen3(), tiny_tokenizer).save() / "memfactory.json")
     assert (about["trainer"], about["agent"], about["env"]) == ("mem_grpo", "memagent", "longcontext")
-    module = {"type": "recurrent_memory_module", "prompt_order": "memory_first"}  # its lengths are the agent's
-    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2, "module": module}
+    module = {"type": "recurrent_memory_module", "prompt_order": "memory_first", "answer_prompt": "boxed"}  # its lengths are the agent's
+    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2, "by_session": "", "module": module}
     assert about["env_options"]["reward"] == "boxed_f1" and about["roles"] == {"memory": "policy_nograd", "answer": "policy"}
     assert about["format"] == 1 and "<<memory>>" in about["prompts"]["memory_update"]
     assert build_agent(about["agent"], tiny_tokenizer, "cpu", about["agent_options"]).describe() == about["agent_options"]

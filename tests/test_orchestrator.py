@@ -103,6 +103,7 @@ def tries(config: EvalConfig, dataset: str) -> int:
     return len((Path(config.output_dir) / "tiny" / dataset / "tries").read_text())
 
 
+@pytest.mark.slow
 def test_every_job_is_run_once_and_reported(tmp_path: Path, stubs: list) -> None:
     asked = config(tmp_path, "a", "b", "c")
     code, shown, report = evaluated(asked)

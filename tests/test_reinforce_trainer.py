@@ -86,6 +86,7 @@ def metrics_of(trainer: MemReinforceTrainer) -> list[dict[str, Any]]:
 # What it learns
 
 
+@pytest.mark.slow
 def test_it_learns_from_citations_what_the_retriever_does_not_know(trainer: Callable[..., MemReinforceTrainer]) -> None:
     run = trainer(max_steps=100, lr=5e-3, eval_steps=50)
     examples = run.eval_sets["dev"]
