@@ -158,6 +158,7 @@ def test_an_evaluated_model_and_a_role_may_be_behind_an_api(tmp_path: Path) -> N
 BEHIND_API = {"model": "api:", "engine": "api", "tokenizer": str(MODEL)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize(
     "options",

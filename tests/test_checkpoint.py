@@ -165,6 +165,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [int(path.name.split("-")[1]) for path in ckpt.checkpoints(tmp_path)] == [2, 30, 999999, 1000000]
 
 
+@pytest.mark.slow
 def test_prune_keeps_the_newest_the_best_and_the_last(save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path) -> None:
     folders = [save(step)[0] for step in range(1, 6)]
     ckpt.mark_best(tmp_path, folders[1])

@@ -109,6 +109,7 @@ def test_recorded_steps_sample_what_eager_ones_do(models: dict, plain: dict, kin
     assert engine.graphs is not None and engine.graphs.replays > 5, "the recordings were hardly used"
 
 
+@pytest.mark.slow
 def test_holes_and_moved_rows_do_not_disturb_a_recording(models: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     moves = []
     monkeypatch.setattr(SlotCache, "move", lambda self, *args, move=SlotCache.move: (moves.append(args), move(self, *args)))

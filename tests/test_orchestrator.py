@@ -130,6 +130,7 @@ def test_a_worker_that_always_dies_is_started_once_more_and_reported_and_the_oth
     assert f"Failed: {folder}: {reason}" in shown.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path, stubs: list, caplog: pytest.LogCaptureFixture) -> None:
     asked = config(tmp_path, "dies_once")
     code, _, report = evaluated(asked)
@@ -173,6 +174,7 @@ def test_old_numbers_of_a_refused_job_do_not_pass_for_new_ones(tmp_path: Path, s
     assert report["results"] == []
 
 
+@pytest.mark.slow
 def test_what_else_than_the_model_differs_is_noted(tmp_path: Path, stubs: list) -> None:
     code, shown, report = evaluated(config(tmp_path, "a", models=[f"one={MODEL}", f"two={MODEL}"]))
     assert code == 0 and report["notes"] == [] and "Note:" not in shown
@@ -217,6 +219,7 @@ def test_at_most_as_many_workers_run_as_there_are_places(tmp_path: Path, stubs: 
     assert most == 2 and len(stubs) == 5
 
 
+@pytest.mark.slow
 def test_the_longest_job_is_started_first(tmp_path: Path, stubs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     start = orchestrator._start

@@ -171,7 +171,10 @@ def metrics_of(trainer: BaseTrainer) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"optimizer": "adamw"}, {"optimizer": "muon", "lr_schedule": "linear", "num_minibatches": 2, "beta": 0.01, "old_logprobs": "frozen"}],
+    [
+        {"optimizer": "adamw", "lr_schedule": "linear", "num_minibatches": 2, "beta": 0.01, "old_logprobs": "frozen"},
+        pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow),
+    ],
     ids=["adamw", "muon"],
 )
 def test_four_steps_equal_two_and_a_resumed_two(grpo: Callable[..., MemTrainer], tmp_path: Path, options: dict[str, Any]) -> None:
@@ -366,6 +369,7 @@ def test_a_non_finite_gradient_is_skipped_and_counted(grpo: Callable[..., MemTra
     assert (trainer.updates, trainer.skipped_updates) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_non_finite_gradient_leaves_metrics_that_any_reader_takes(
     grpo: Callable[..., MemTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
