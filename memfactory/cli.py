@@ -6,7 +6,9 @@ Knows the commands, not what they do.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,13 +81,16 @@ def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     import transformers
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rank = int(os.environ.get("RANK") or 0)  # of several processes that train together, as the launcher says
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
         return command() or 0
     except UserError as error:
+        if rank:  # most mistakes are all ranks' own: the first one says it, and its launcher then ends the others
+            time.sleep(10)
         Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except OSError as error:
@@ -96,7 +101,8 @@ def guarded(command: Callable[[], int | None]) -> int:
         Console(stderr=True).print(f"[bold red]Failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
+        if not rank:
+            Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
 
 
@@ -116,6 +122,7 @@ def train(arguments: Sequence[str]) -> None:
     trainer = trainer_class(config)
     explain(config, trainer.total_steps, trainer.updates_per_step)
     last = trainer.train()
+    trainer.ranks.end()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (%s)", last, trainer.checkpoints_are_for)
 
 

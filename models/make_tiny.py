@@ -8,6 +8,7 @@ starts from: see models/tiny/README.md for what it was seen to reach.
     python models/make_tiny.py --output models/tiny
     python models/make_tiny.py --skill bank --output models/tiny-bank     the same for Memory-R1's three stages
     python models/make_tiny.py --skill rerank --output models/tiny-rerank   and for RMM's choice of memories
+    python models/make_tiny.py --skill arena --mild_steps 2000 --forgetful_steps 160 --output models/tiny-arena    all three: the arena's
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.files import write_json, write_jsonl
 from memfactory.data.generators.bank_demonstrator import CAREFUL, CARELESS, bank_demonstrations
 from memfactory.data.generators.demonstrator import FORGETFUL, MILD, demonstrations, echo_row
+from memfactory.data.generators.dialog_reader import CAREFUL as CAREFUL_ALL
+from memfactory.data.generators.dialog_reader import CARELESS as CARELESS_ALL
+from memfactory.data.generators.dialog_reader import arena_demonstrations
 from memfactory.data.generators.rerank_demonstrator import CANDIDATES, KEPT, rerank_demonstrations
 from memfactory.data.generators.rerank_demonstrator import CAREFUL as CAREFUL_CHOICE
 from memfactory.data.generators.rerank_demonstrator import CARELESS as CARELESS_CHOICE
@@ -44,12 +48,14 @@ READ_AS: dict[str, dict[str, object]] = {
             "updater": "append_updater", "retriever": {"type": "rerank_retriever", "candidates": CANDIDATES}, "answerer": "answerer",
         },
     },
+    "arena": {"agent": "memory_r1_agent", "agent_options": {"style": "lines", "near": 3, "answer_from": 8, "max_generate_length": 48}},
 }  # fmt: skip
 """What memfactory.json says of each model: how it is meant to be read."""
 TEACHERS = {
     "memory": (demonstrations, MILD, FORGETFUL),
     "bank": (bank_demonstrations, CAREFUL, CARELESS),
     "rerank": (rerank_demonstrations, CAREFUL_CHOICE, CARELESS_CHOICE),
+    "arena": (arena_demonstrations, CAREFUL_ALL, CARELESS_ALL),
 }
 """Of each skill the demonstrator, its careful habits and its careless ones."""
 
@@ -79,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("models/tiny"))
     parser.add_argument("--work_dir", type=Path, default=Path("output/make_tiny"))
-    skills = "memory: MemAgent's turns; bank: Memory-R1's; rerank: RMM's"
+    skills = "memory: MemAgent's turns; bank: Memory-R1's; rerank: RMM's; arena: all of them, on dialogues"
     parser.add_argument("--skill", choices=list(READ_AS), default="memory", help=skills)
     share = "memory: the share of episodes that show the section before the memory; .9 for a base that is read so"
     parser.add_argument("--chunk_first", type=float, default=0.1, help=share)

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 source examples/environment.sh
 use_python --make
 install requirements-test.txt
+unset PYTHONDONTWRITEBYTECODE  # where it is set, every process compiles every module anew
 # One thread each: bitwise promises. Three processes on two cores, because some tests wait for a server.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 if [ "${1:-}" = "--all" ]; then

@@ -138,6 +138,7 @@ def job(folder: Path, name: str, **options: Any) -> Job:
     return Job(name, dataset="eval", data_path=str(DATA), folder=str(folder / name), device="cpu", **(given | options))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("settings")
 def test_an_evaluated_model_and_a_role_may_be_behind_an_api(tmp_path: Path) -> None:
     here = run_job(job(tmp_path, "here"))
@@ -157,6 +158,7 @@ def test_an_evaluated_model_and_a_role_may_be_behind_an_api(tmp_path: Path) -> N
 BEHIND_API = {"model": "api:", "engine": "api", "tokenizer": str(MODEL)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize(
     "options",

@@ -165,6 +165,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [int(path.name.split("-")[1]) for path in ckpt.checkpoints(tmp_path)] == [2, 30, 999999, 1000000]
 
 
+@pytest.mark.slow
 def test_prune_keeps_the_newest_the_best_and_the_last(save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path) -> None:
     folders = [save(step)[0] for step in range(1, 6)]
     ckpt.mark_best(tmp_path, folders[1])
@@ -204,8 +205,8 @@ def test_memfactory_json_says_what_was_trained_and_how(
     )  # fmt: skip
     about = read_json(MemTrainer(config, tiny_qwen3(), tiny_tokenizer).save() / "memfactory.json")
     assert (about["trainer"], about["agent"], about["env"]) == ("mem_grpo", "memagent", "longcontext")
-    module = {"type": "recurrent_memory_module", "prompt_order": "memory_first"}  # its lengths are the agent's
-    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2, "module": module}
+    module = {"type": "recurrent_memory_module", "prompt_order": "memory_first", "answer_prompt": "boxed"}  # its lengths are the agent's
+    assert about["agent_options"] == {"chunk_size": 16, "max_chunk_number": 3, "max_generate_length": 2, "by_session": "", "module": module}
     assert about["env_options"]["reward"] == "boxed_f1" and about["roles"] == {"memory": "policy_nograd", "answer": "policy"}
     assert about["format"] == 1 and "<<memory>>" in about["prompts"]["memory_update"]
     assert build_agent(about["agent"], tiny_tokenizer, "cpu", about["agent_options"]).describe() == about["agent_options"]

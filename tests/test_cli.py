@@ -172,6 +172,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         guarded(command)
 
 
+@pytest.mark.slow
 def test_train_leaves_a_checkpoint_and_refuses_a_second_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

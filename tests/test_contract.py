@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"modules", "envs"},
     {"agents"},
     {"evaluation"},
-    {"trainers", "serving"},
+    {"trainers", "serving", "arena"},
     {"cli"},
 ]
 """From left to right; those of one set do not import each other."""

@@ -220,6 +220,7 @@ def test_noise_of_an_engine_is_measured_and_weighed(noisy: None, tmp_path: Path,
     assert measured["ratio"] == pytest.approx(1.0, abs=1e-5), "the ratio is to the trainer's own log-probs"
 
 
+@pytest.mark.slow
 def test_an_engine_has_the_weights_of_the_moment_also_after_a_resume(noisy: None, tmp_path: Path) -> None:
     first = trainer_with(tmp_path)
     before = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}

@@ -104,7 +104,7 @@ def test_english_lines_come_in_many_forms_of_both_persons() -> None:
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-@pytest.mark.parametrize("sessions", [2, 4, 8, 16])
+@pytest.mark.parametrize("sessions", [2, 4, 8, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_rules_answer_every_question_from_the_text_and_careless_policies_do_not(rendering: str, sessions: int) -> None:
     scores = baselines(drawn(rendering, sessions, LONG if sessions == 16 else 128))
     assert scores["oracle"] == 1.0

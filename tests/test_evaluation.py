@@ -98,6 +98,7 @@ def folder_of(
     return root / model
 
 
+@pytest.mark.slow
 def test_two_models_are_paired_by_question(tmp_path: Path) -> None:
     base = folder_of(tmp_path, "base", sampled=[[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], greedy=[0.0, 1.0, 0.0])
     after = folder_of(tmp_path, "after", sampled=[[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]], greedy=[1.0, 0.0, 1.0])

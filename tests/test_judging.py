@@ -401,6 +401,7 @@ def shown(rows: list[dict[str, Any]], width: int = 80) -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_judges_over_http_and_shows_all_at_eighty_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

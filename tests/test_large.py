@@ -73,6 +73,7 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [pytest.param("split", marks=pytest.mark.slow), "split 8bit", "lora"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(scheme: str, trainer_of: Callable[..., MemTrainer], tmp_path: Path) -> None:
     options = SCHEMES[scheme] | {"beta": 0.1}

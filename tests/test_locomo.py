@@ -147,6 +147,7 @@ def test_the_official_files_faults_are_counted() -> None:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_real
 def test_memory_r1_has_the_papers_split(tmp_path: Path) -> None:
     config = BuildConfig(name="memory-r1", source=[str(REAL)], output=str(tmp_path / "deep" / "memory_r1"))

@@ -82,6 +82,7 @@ def lines(folder: Path) -> dict[Any, Any]:
 # Kept and taken up
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_answers_costs_no_memory(run: Any, tmp_path: Path) -> None:
     whole, down, up = Chance(), Chance(lambda _, stage: ServerTimeout("gone") if stage == "answer" else None), Chance()
     run("whole", whole)
@@ -205,6 +206,7 @@ def test_another_reader_answers_from_the_same_memories_and_writes_nothing(run: A
     assert note.startswith("one on talks answers from the memories in") and about["sha256"] in note
 
 
+@pytest.mark.slow
 def test_the_same_reader_has_the_same_scores_again_whatever_they_count(run: Any, tmp_path: Path) -> None:
     run("a", Chance(), env_options={"weights": {"outcome": 1.0, "malformed": -0.5, "operations": 0.1}})
     run("b", Chance(), env_options={"weights": {"outcome": 1.0, "malformed": -0.5, "operations": 0.1}}, memories=str(tmp_path / "a"))

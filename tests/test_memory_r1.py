@@ -105,6 +105,7 @@ def test_gold_never_reaches_the_agent(env: MemoryBankEnv) -> None:
     check_no_leak(MemoryR1Agent(None, "cpu", style="lines"), env)
 
 
+@pytest.mark.slow
 def test_public_rows_start_from_their_own_bank(tmp_path: Path) -> None:
     rows = [row for dialogue in synth_dialog(6, seed=1, rendering="triples") for row in memory_bank_rows(dialogue)]
     write_jsonl(tmp_path / "train.jsonl", rows)

@@ -139,6 +139,7 @@ def store(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield opened
 
 
+@pytest.mark.slow
 def test_any_store_commits_what_merged_says(store: MemoryStore, backend: Backend) -> None:
     @settings(max_examples=backend.examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(EDITS, EDITS, EDITS)

@@ -303,6 +303,7 @@ def mutated(rng: random.Random, pool: list[str]) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_ten_thousand_mutated_answers_leave_every_promise_standing() -> None:
     rng = random.Random(0)
     pool = [

@@ -103,6 +103,7 @@ def tries(config: EvalConfig, dataset: str) -> int:
     return len((Path(config.output_dir) / "tiny" / dataset / "tries").read_text())
 
 
+@pytest.mark.slow
 def test_every_job_is_run_once_and_reported(tmp_path: Path, stubs: list) -> None:
     asked = config(tmp_path, "a", "b", "c")
     code, shown, report = evaluated(asked)
@@ -114,6 +115,7 @@ def test_every_job_is_run_once_and_reported(tmp_path: Path, stubs: list) -> None
     assert files == {".lock", "tiny", "report.json", "report.md", "report.html", "results.csv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "code"), [("dies", 9), ("crashes", 1)])
 def test_a_worker_that_always_dies_is_started_once_more_and_reported_and_the_others_are_not_touched(
     tmp_path: Path, stubs: list, dataset: str, code: int
@@ -128,6 +130,7 @@ def test_a_worker_that_always_dies_is_started_once_more_and_reported_and_the_oth
     assert f"Failed: {folder}: {reason}" in shown.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path, stubs: list, caplog: pytest.LogCaptureFixture) -> None:
     asked = config(tmp_path, "dies_once")
     code, _, report = evaluated(asked)
@@ -171,6 +174,7 @@ def test_old_numbers_of_a_refused_job_do_not_pass_for_new_ones(tmp_path: Path, s
     assert report["results"] == []
 
 
+@pytest.mark.slow
 def test_what_else_than_the_model_differs_is_noted(tmp_path: Path, stubs: list) -> None:
     code, shown, report = evaluated(config(tmp_path, "a", models=[f"one={MODEL}", f"two={MODEL}"]))
     assert code == 0 and report["notes"] == [] and "Note:" not in shown
@@ -215,6 +219,7 @@ def test_at_most_as_many_workers_run_as_there_are_places(tmp_path: Path, stubs: 
     assert most == 2 and len(stubs) == 5
 
 
+@pytest.mark.slow
 def test_the_longest_job_is_started_first(tmp_path: Path, stubs: list, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     start = orchestrator._start

@@ -49,6 +49,7 @@ def quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -
     assert out == err == "" and not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 def test_a_file_serves_one_store_at_a_time(tmp_path: Path, quiet: None) -> None:
     with opened(tmp_path / "m.db") as store:
         store.add("alice", ["tea"])

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, UnknownNameError
 from memfactory.common.files import read_jsonl
 from memfactory.common.registry import TRACKER_REGISTRY
-from memfactory.common.tracking import JsonlTracker, build_trackers
-from memfactory.trainers import base
+from memfactory.common.tracking import JsonlTracker, build_trackers, tracker_names
 
 OFFLINE_SWANLAB = """
 import socket, sys
@@ -119,7 +117,7 @@ def without_swanlab(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_name_without_swanlab_only_warns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     without_swanlab(monkeypatch)
-    names = base._tracker_names(TrainConfig(wandb_name="my run"))
+    names = tracker_names([], "my run")
     assert names == []
     assert "--wandb_name my run: swanlab is not installed, so only metrics.jsonl is written" in caplog.text
     build_trackers(names, tmp_path, "my run", {}, 1).close()
@@ -127,9 +125,9 @@ def test_a_run_name_without_swanlab_only_warns(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_run_name_turns_swanlab_on_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: object())
-    assert base._tracker_names(TrainConfig(wandb_name="my run")) == ["swanlab"]
-    assert base._tracker_names(TrainConfig(wandb_name="my run", report_to=["jsonl"])) == ["jsonl"]
-    assert base._tracker_names(TrainConfig()) == []
+    assert tracker_names([], "my run") == ["swanlab"]
+    assert tracker_names(["jsonl"], "my run") == ["jsonl"]
+    assert tracker_names([], None) == []
 
 
 def test_asking_for_swanlab_without_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from memfactory.trainers.mem_grpo_trainer import MemTrainer, Rollout
 from memfactory.trainers.mem_sft_trainer import MemSFTTrainer
 
 Base = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-TIMES = ("seconds", "per_second", "cpu_seconds_total", "peak_memory_gb")
-"""What differs between two runs of the same computation: keys that end so."""
+TIMES = ("seconds", "per_second", "cpu_seconds_total", "peak_memory_gb", "mfu")
+"""What differs between two runs of the same computation: keys that end so, and those of time's parts."""
 
 
 class HashEnv(LongcontextEnv):
@@ -163,7 +163,7 @@ def same(one: Any, other: Any) -> bool:
 
 def metrics_of(trainer: BaseTrainer) -> list[dict[str, Any]]:
     rows = read_jsonl(trainer.output_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(TIMES) and not key.startswith("time/")} for row in rows]
 
 
 # Resume
@@ -171,7 +171,10 @@ def metrics_of(trainer: BaseTrainer) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"optimizer": "adamw"}, {"optimizer": "muon", "lr_schedule": "linear", "num_minibatches": 2, "beta": 0.01, "old_logprobs": "frozen"}],
+    [
+        {"optimizer": "adamw", "lr_schedule": "linear", "num_minibatches": 2, "beta": 0.01, "old_logprobs": "frozen"},
+        pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow),
+    ],
     ids=["adamw", "muon"],
 )
 def test_four_steps_equal_two_and_a_resumed_two(grpo: Callable[..., MemTrainer], tmp_path: Path, options: dict[str, Any]) -> None:
@@ -366,6 +369,7 @@ def test_a_non_finite_gradient_is_skipped_and_counted(grpo: Callable[..., MemTra
     assert (trainer.updates, trainer.skipped_updates) == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_non_finite_gradient_leaves_metrics_that_any_reader_takes(
     grpo: Callable[..., MemTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +408,22 @@ def test_cpu_minutes_stop_the_run_and_a_checkpoint_is_left(grpo: Callable[..., M
     assert last == trainer.output_dir / f"checkpoint-{steps:06d}"
     assert ckpt.load_state(last)["step"] == steps
     assert (trainer.output_dir / "last").resolve() == last.resolve()
+
+
+def test_a_budget_of_sampled_tokens_ends_the_run_and_its_schedule(grpo: Callable[..., MemTrainer]) -> None:
+    """The learning rate falls with the tokens spent, whatever number of steps they make; a resumed run goes on with what is left."""
+    options = {"max_rollout_tokens": 400, "max_steps": None, "lr_schedule": "linear", "warmup_updates": 1, "lr": 1e-3}
+    trainer = grpo(**options)
+    trainer.train()
+    rows = read_jsonl(trainer.output_dir / "metrics.jsonl")
+    spent = [sum(row["rollout_tokens"] for row in rows[:at]) for at in range(len(rows) + 1)]
+    assert spent[-2] < 400 <= spent[-1] == trainer.rollout_tokens and len(rows) > 2
+    rates = [row["lr"] for row in rows]
+    assert rates[0] == pytest.approx(5e-4) and rates[1:] == pytest.approx(
+        [1e-3 * (1 - spent[at] / 400) for at in range(1, len(rows))], rel=1e-3
+    )
+    with pytest.raises(ConfigError, match="max_rollout_tokens"):
+        grpo(**{**options, "max_rollout_tokens": 800}, output_dir=str(trainer.output_dir), resume=True).train()
 
 
 def test_every_epoch_covers_the_data_once_in_an_order_of_its_own(grpo: Callable[..., MemTrainer]) -> None:
@@ -523,6 +543,7 @@ def test_supervised_training_trains_the_response_and_its_end_only(sft: Callable[
     assert trainer.training_step()["loss"] == pytest.approx(float(by_hand), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_supervised_resume_is_bitwise(sft: Callable[..., MemSFTTrainer], tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 6, "save_steps": 3, "batch_size": 3, "lr_schedule": "cosine"}
     whole = sft(**options, output_dir=str(tmp_path / "whole"))

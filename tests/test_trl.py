@@ -234,6 +234,7 @@ def test_loss_and_gradient_are_the_frozen_numbers_of_trl(make_model: Callable[[]
     assert_frozen(by_us(make_model(), CASES[name], budget), name)
 
 
+@pytest.mark.slow
 def test_the_shared_batch_has_what_could_differ(make_model: Callable[[], Qwen3ForCausalLM]) -> None:
     lengths = [len(turn.response_ids) for turn in make_turns()[0]]
     assert len(set(lengths)) > 4 and max(lengths) <= MAX_LENGTH and len({len(turn.prompt_ids) for turn in make_turns()[0]}) == 2

@@ -70,6 +70,7 @@ def dialogues(number: int) -> list[View]:
 # The same prompts and tokens as inference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["in_memory", MILVUS])
 def test_a_dialogue_told_line_by_line_is_the_dialogue_of_inference(store: str, tmp_path: Path) -> None:
     here = agent(near=2, answer_from=3)  # few enough that the store has to choose
@@ -266,6 +267,7 @@ def rules() -> None:
             super().__init__(rule_player(policy))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rules")
 @pytest.mark.skipif(importlib.util.find_spec("milvus_lite") is None, reason="not installed")
 def test_what_was_told_is_known_after_a_restart(tmp_path: Path) -> None:
@@ -538,6 +540,7 @@ def served() -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_server_that_serves_the_checkpoint_answers_as_the_checkpoint_here(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", served.url)
     monkeypatch.setenv("OPENAI_API_KEY", served.key)

@@ -7,21 +7,38 @@ is written from the last memory alone. Text of any length at linear cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from memfactory.agents.base import BaseAgent
+from memfactory.agents.base import AgentOptions, BaseAgent
 from memfactory.agents.word_for_word import as_text
+from memfactory.common.bank_prompts import STYLES
+from memfactory.common.errors import unknown_name
 from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import View
 from memfactory.engines.chat import Session
 from memfactory.memory.items import MemoryItem
 from memfactory.modules.memory_agent import RecurrentMemoryModule
+from memfactory.modules.memory_extractor import conversation_text
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAgentOptions(AgentOptions):
+    """MemAgent's lengths, and in what pieces it reads."""
+
+    by_session: str = ""
+    """json or lines: read a conversation's sessions one by one, each as a bank's extractor is shown it, instead of chunks of its text."""
+
+    def __post_init__(self) -> None:
+        if self.by_session not in ("", *STYLES):
+            raise unknown_name("by_session", self.by_session, STYLES, "Leave it out to read chunks of a text.")
 
 
 @AGENT_REGISTRY.register("memagent")
 class MemoryAgent(BaseAgent):
     """MemAgent's reader: chunks in order, one short memory, the answer from it alone."""
 
+    Options = MemoryAgentOptions
     slots = {"module": "recurrent_memory_module"}
     stages = ("memory", "answer")
     question_aware = True
@@ -35,7 +52,8 @@ class MemoryAgent(BaseAgent):
         return self.module.initial
 
     def events(self, view: View) -> Sequence[str]:
-        return self.chunks(view.context)
+        style = self.options.by_session
+        return [conversation_text(event, style) for event in view.events] if style else self.chunks(view.context)
 
     async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> str:
         return await self.module.generate(model, question, memory, event)

@@ -93,7 +93,8 @@ def set_lr(optimizers: Iterable[Optimizer], lr: float) -> None:
 
 def clip_and_step(model: nn.Module, optimizers: Iterable[Optimizer], max_norm: float) -> tuple[float, bool]:
     """One update; returns the gradient norm before the clip, and False if it was not finite and the update was skipped."""
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
+    total = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+    norm = float(getattr(total, "full_tensor", lambda: total)())  # of sharded gradients it is sharded too
     finite = math.isfinite(norm)
     for optimizer in optimizers:
         if finite:

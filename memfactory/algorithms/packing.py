@@ -91,6 +91,8 @@ class TrainBatch:
     aggregation: str = "token"
     max_length: int | None = None
     """Most tokens that a response may have; only `constant` uses it, and needs it."""
+    weights: tuple[float, ...] | None = None
+    """The weight of each sample's tokens, where samples of other processes count too; None: as `aggregation` says of these."""
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
@@ -106,6 +108,8 @@ class TrainBatch:
         One sum: constant, where every token weighs 1 / (turns x max_length) and no length is divided by (Dr. GRPO, arXiv
         2503.20783); the tokens together weigh mean length / max_length.
         """
+        if self.weights is not None:
+            return list(self.weights)
         lengths = [len(s.response_ids) for s in self.samples]
         if self.aggregation == "constant" and self.max_length is not None:
             return [1 / (len(lengths) * self.max_length) for _ in lengths]

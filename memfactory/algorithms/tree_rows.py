@@ -98,31 +98,30 @@ def tree_rows(trees: list[PrefixTree], backend: str | None) -> tuple[Tensor, Tre
 
 
 def _batched(tree: PrefixTree) -> tuple[tuple[Batch, ...], Tensor]:
-    """Segments of similar length together."""
+    """Segments of similar length with paths of similar length together, and where each token's result comes to stand."""
     paths = tree.paths()
+    alike: dict[tuple[int, int], list[int]] = {}
+    for at, ((first, last, _), path) in enumerate(zip(tree.segments, paths, strict=True)):
+        alike.setdefault((_size(last - first, 1), _size(len(path), 64)), []).append(at)
     order = torch.empty(len(tree.ids), dtype=torch.int64)
-    batches, at = [], 0
-    for members in _similar([(stop - start, len(path)) for (start, stop, _), path in zip(tree.segments, paths, strict=True)]):
-        lengths = torch.tensor([[tree.segments[n].start, tree.segments[n].stop, len(paths[n])] for n in members])
-        start, stop, path = lengths.T
-        length = int((stop - start).max())
-        queries = start[:, None] + torch.arange(length)
+    batches, done = [], 0
+    for members in alike.values():
+        start, stop, length = torch.tensor([(*tree.segments[at][:2], len(paths[at])) for at in members]).T
+        queries = start[:, None] + torch.arange(int((stop - start).max()))
         mine = queries < stop[:, None]
-        order[queries[mine]] = at + mine.flatten().nonzero()[:, 0]
-        keys = torch.zeros(len(members), int(path.max()), dtype=torch.int64)
-        for row, n in enumerate(members):
-            keys[row, : len(paths[n])] = torch.tensor(paths[n])
-        batches.append(Batch(queries.where(mine, start[:, None]), keys, path - (stop - start)))
-        at += queries.numel()
+        order[queries[mine]] = done + mine.flatten().nonzero()[:, 0]
+        keys = torch.zeros(len(members), int(length.max()), dtype=torch.int64)
+        for row, at in enumerate(members):
+            keys[row, : len(paths[at])] = torch.tensor(paths[at])
+        batches.append(Batch(queries.where(mine, start[:, None]), keys, length - (stop - start)))
+        done += queries.numel()
     return tuple(batches), order
 
 
-def _similar(sizes: list[tuple[int, int]]) -> list[list[int]]:
-    """Segments (tokens, tokens of the path) by the powers of two of both: at most half of either is padding."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for at, (length, path) in enumerate(sizes):
-        found.setdefault((length.bit_length(), path.bit_length()), []).append(at)
-    return list(found.values())
+def _size(number: int, least: int) -> int:
+    """A class of like numbers: steps of `least`, then four to eight of them to a doubling, so that little of a batch is padding."""
+    step = max(least, 2 ** max(number.bit_length() - 3, 0))
+    return -(-number // step) * step
 
 
 def _varlen(tree: PrefixTree) -> Varlen:

@@ -32,8 +32,8 @@ _CHOICES = {
 }
 
 _FREE_ON_RESUME = frozenset(
-    "output_dir resume max_steps max_cpu_minutes epoch save_steps save_total_limit eval_steps eval_samples eval_k eval_data_path "
-    "report_to wandb_name threads device engine_graphs".split()
+    "output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps save_total_limit eval_steps eval_samples eval_k "
+    "eval_data_path report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
 )
 """Options that do not decide what a step computes: they may differ between a run and its resumption."""
 
@@ -75,6 +75,7 @@ class TrainConfig:
         "hf", "What samples in rollouts: hf (over the trained weights themselves) or vllm (over a copy, renewed after every step)."
     )
     engine_options: str = option("{}", "Options of an engine that is not hf: JSON on the command line, a mapping in YAML.")
+    rollout_servers: list[str] = option([], "vLLM servers to sample from, http://HOST:PORT each, instead of in this process.")
 
     # Credit and loss
     advantage: str = option("mean", "Normalisation: mean, std or leave_one_out within a group, or batch (its mean, the batch's std).")
@@ -138,8 +139,11 @@ class TrainConfig:
     epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.")
     max_steps: int | None = option(None, "Stop after this many steps (rollout batches).")
     max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
+    max_rollout_tokens: int | None = option(None, "Stop after this many sampled tokens; without max_steps as many steps as they last.")
     seed: int = option(0, "Seed of data order and of every random stream.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    parallel: str = option("auto", "Several processes: ddp (each has the model), fsdp2 (each a shard), auto (as accelerate's file says).")
+    profile_steps: int = option(0, "Write a torch.profiler trace of the first so many steps to output_dir/trace.")
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice.")
     eval_steps: int = option(0, "Held-out check every so many steps; 0: none.")
     eval_samples: int = option(64, "Examples of each held-out set in a check; 0 is all.")
@@ -172,7 +176,7 @@ class TrainConfig:
 
     def _settle_correction(self) -> None:
         """What `auto` means, and that the mismatch of sampler and trainer is corrected once: by the ratio, or by TIS."""
-        copies = self.engine != "hf"
+        copies = self.engine != "hf" or bool(self.rollout_servers)
         if self.old_logprobs == "auto":
             self.old_logprobs = "frozen" if copies and self.tis != "none" or self.tis in ("token", "sequence") else "sampler"
         if self.old_logprobs not in ("sampler", "frozen", "recompute"):
@@ -206,7 +210,7 @@ class TrainConfig:
     def changes(self, saved: dict[str, Any]) -> list[str]:
         """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default."""
         # A schedule that falls with the length of the run makes that length part of what each step computes.
-        free = _FREE_ON_RESUME - ({"max_steps", "epoch"} if self.lr_schedule != "constant" else set())
+        free = _FREE_ON_RESUME - ({"max_steps", "max_rollout_tokens", "epoch"} if self.lr_schedule != "constant" else set())
         old = TrainConfig().to_dict() | saved
         return [f"{name}: {old[name]!r} -> {value!r}" for name, value in self.to_dict().items() if name not in free and old[name] != value]
 

@@ -39,6 +39,10 @@ class MissingFileError(UserError, FileNotFoundError):
         return str(self.args[0]) if self.args else ""
 
 
+class OutOfMemory(UserError):
+    """The device's memory did not do for what was asked; the message says what for, and which option to lower to what."""
+
+
 class UnknownNameError(UserError, KeyError):
     """A name that is not in a registry or an option that a component does not have."""
 

@@ -5,6 +5,7 @@ A tracker never decides whether a run goes on: SwanLab without a key logs offlin
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -126,3 +127,14 @@ def build_trackers(names: list[str], output_dir: Path, run_name: str | None, con
     keys = dict.fromkeys(["jsonl", *names])
     classes = [TRACKER_REGISTRY.get(key) for key in keys]  # an unknown name fails before anything is touched
     return Trackers([tracker(output_dir, run_name, config, first_step) for tracker in classes])
+
+
+def tracker_names(report_to: list[str], run_name: str | None) -> list[str]:
+    """Those asked for; `--wandb_name` alone means SwanLab, as in the public launchers, if it is installed."""
+    names = list(report_to)
+    if run_name and not names:
+        if importlib.util.find_spec("swanlab") is None:
+            log.warning("--wandb_name %s: swanlab is not installed, so only metrics.jsonl is written.", run_name)
+        else:
+            names.append("swanlab")
+    return names

@@ -131,7 +131,7 @@ class VLLMEngine:
         """From now on `weights_changed` makes vLLM sample with the weights that `model` then has; it does so at once."""
         assert self._llm is not None
         if self._llm.vllm_config.parallel_config.world_size > 1:
-            raise ConfigError("The vllm engine takes new weights on one GPU only: start a server with more, and use vllm_server.")
+            raise ConfigError("The vllm engine takes new weights on one GPU only: start servers with more, and use --rollout_servers.")
         self._source = weakref.ref(model)
         self.weights_changed()
 

@@ -123,19 +123,20 @@ def evaluate(
     shown: int = SHOWN,
     on_progress: Callable[[int], Any] | None = None,
     memories: Memories | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Scores:
     """One greedy attempt and k sampled ones (avg@k) at each of the first `limit` examples (0: all).
 
     Of the first `shown` examples the greedy attempt is kept step by step. `on_progress` is told how many attempts were finished,
     those found in the ledger first. k = 0 is greedy only. `memories` keeps what attempts write before they are asked, and gives it to
-    those that wrote already.
+    those that wrote already. `share` (r, n) makes the attempts of every n-th example from the r-th on: one of n processes' part.
     """
     number = min(limit or len(env), len(env))
     examples = [env[at] for at in range(number)]
     ledger = ledger if ledger is not None else Ledger()
     done = ledger.done()
     by_name = {example["example_id"]: example for example in examples}
-    asked = planned(list(by_name), k)
+    asked = planned(list(by_name)[share[0] :: share[1]], k)
     missing = [(by_name[key[0]], *key[1:]) for key in asked if key not in done]
     if on_progress and len(asked) > len(missing):
         on_progress(len(asked) - len(missing))

@@ -74,6 +74,11 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
             "Nothing to evaluate. What ships with the project: --models models/tiny --datasets datas/tiny/eval.json; "
             "any model folder and any file in a published format will do."
         )
+    return evaluate_jobs(config, jobs, console)
+
+
+def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console) -> int:
+    """The same for jobs of one's own; of the configuration only where and how they are run."""
     places = _places(config, jobs)
     with _alone(Path(config.output_dir)):
         failed, refused, without = _run(jobs, places, config.threads or _threads(places), console)

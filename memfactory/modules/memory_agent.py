@@ -6,14 +6,23 @@ previous memory instead of its last hundred characters; a truncated memory is us
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from memfactory.common.bank_prompts import answer_messages
+from memfactory.common.errors import unknown_name
 from memfactory.common.parsing import strip_thinking
 from memfactory.common.prompts import NO_MEMORY, check_order, memory_answer_messages, memory_update_messages
 from memfactory.common.registry import MODULE_REGISTRY
+from memfactory.common.types import Messages
 from memfactory.engines.chat import Session
 from memfactory.modules.base import BaseModule
+
+ANSWER_PROMPTS: dict[str, Callable[[str, str], Messages]] = {
+    "boxed": memory_answer_messages,
+    "memories": lambda question, memory: answer_messages("none" if memory == NO_MEMORY else memory, question),
+}
 
 
 @MODULE_REGISTRY.register("recurrent_memory_module")
@@ -30,8 +39,13 @@ class RecurrentMemoryModule(BaseModule):
         prompt_order: str = "memory_first"
         """memory_first (the paper's), or chunk_first, whose prompts share a long prefix within a group."""
 
+        answer_prompt: str = "boxed"
+        """boxed (the paper's last turn), or memories: Memory-R1's answer prompt, for a comparison of both by one reader."""
+
         def __post_init__(self) -> None:
             check_order(self.prompt_order)
+            if self.answer_prompt not in ANSWER_PROMPTS:
+                raise unknown_name("answer_prompt", self.answer_prompt, ANSWER_PROMPTS)
 
     initial = NO_MEMORY
 
@@ -51,6 +65,6 @@ class RecurrentMemoryModule(BaseModule):
         return written
 
     async def _answer(self, model: Session, question: str, memory: str) -> str:
-        messages = memory_answer_messages(question, memory)
+        messages = ANSWER_PROMPTS[self.options.answer_prompt](question, memory)
         turn = await model.chat(messages, stage="answer", max_tokens=self.options.max_answer_tokens)
         return turn.text

@@ -6,12 +6,14 @@ A *step* is one rollout batch (or one supervised batch); an *update* is one opti
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+import math
 import random
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +23,22 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from memfactory.algorithms.credit import CREDITS
-from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
-from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES, build_optimizers, clip_and_step, lr_scale, set_lr
-from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
-from memfactory.algorithms.tree_attention import BACKENDS
-from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
-from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scale, set_lr
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError
 from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
-from memfactory.common.tracking import build_trackers
+from memfactory.common.tracking import Trackers, build_trackers, tracker_names
 from memfactory.common.version import __version__
 from memfactory.engines.load import load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
-from memfactory.trainers.held import HeldModel, loading_type
+from memfactory.trainers.distributed import Ranks, device_of, explained
+from memfactory.trainers.health import Clock, memory_explained
+from memfactory.trainers.held import PLAIN, HeldModel, loading_type
+from memfactory.trainers.profiling import StepProfiler
+from memfactory.trainers.setup import check_choices, required_model
+from memfactory.trainers.sharding import sharded, spread
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -52,11 +55,17 @@ class BaseTrainer(ABC):
     """The loop around `training_step`, with everything that makes it resumable."""
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        _check_choices(config)
+        check_choices(config)
         self.config = config
         self.options: Any = build_options(f"the trainer {config.trainer}", self.Options, config.mapping("trainer_options"))
         self.output_dir = Path(config.output_dir)
         self.device = device_of(config.device)
+        self.ranks = Ranks.start(self.device)
+        if self.ranks.size > 1 and not self.distributed:
+            raise ConfigError(f"--trainer {config.trainer} trains in one process, and {self.ranks.size} were started. Start it alone.")
+        self.clock = Clock(self.device)
+        # The defaults that save memory on one GPU are not for weights that several share out.
+        self._own_gpu = self.device.type == "cuda" and not sharded(config.parallel, self.ranks)
         self.bf16 = config.bf16 if config.bf16 is not None else self.device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -64,14 +73,16 @@ class BaseTrainer(ABC):
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
         self._resume_from = self._find_checkpoint()
+        self.ranks.same(f"the last checkpoint in {self.output_dir}", self._resume_from and self._resume_from.name)
         model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
-        self.held = HeldModel(self.model, config, self.device.type == "cuda") if self.trains_lm else None
+        self.held = HeldModel(self.model, config, self._own_gpu) if self.trains_lm else None
         self.tokenizer = tokenizer
         if config.gradient_checkpointing:
             # transformers 5.23 renamed it and warns of the old name; older versions have only that.
             enable = getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+        self.parallel = spread(self.model, self.ranks, config, self.held is None or self.held.held == PLAIN)
         self.optimizers = build_optimizers(
             self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2),
             self.held.lean if self.held is not None else None,
@@ -80,6 +91,7 @@ class BaseTrainer(ABC):
         self.updates = 0
         self.skipped_updates = 0
         self.cpu_seconds = 0.0
+        self.rollout_tokens = 0
         self._updates_in_step = 0
         self.best_score = -float("inf")
 
@@ -89,18 +101,20 @@ class BaseTrainer(ABC):
     """What `trainer_options` may hold."""
     defaults: dict[str, Any] = {}
     """Options of TrainConfig for which this trainer has another default: the command line's, and `configured`'s."""
-    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "best_score")
+    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "rollout_tokens", "best_score")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
     trains_lm = True
     """What is trained is a causal LM: split weights and adapters are for that."""
+    distributed = False
+    """Whether several processes can train together."""
 
     def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """What is trained and its tokenizer: a causal LM, unless overridden. Each as given, or loaded if it is None."""
         if tokenizer is None:
             tokenizer = load_tokenizer(required_model(self.config))
         if model is None:
-            dtype = loading_type(self.config, self.device.type == "cuda", self.bf16)
+            dtype = loading_type(self.config, self._own_gpu, self.bf16)
             model = load_causal_lm(required_model(self.config), str(self.device), dtype)
         return model, tokenizer
 
@@ -152,33 +166,42 @@ class BaseTrainer(ABC):
 
     @property
     def total_steps(self) -> int:
-        """Where the run ends, if CPU minutes do not end it first."""
-        return self.num_steps if self.config.max_steps is None else self.config.max_steps
+        """Where the run ends, if CPU minutes do not end it first; of a budget of tokens what they will last for, judged by those spent."""
+        limit = self.config.max_rollout_tokens
+        if self.config.max_steps is not None or limit is None:
+            return self.num_steps if self.config.max_steps is None else self.config.max_steps
+        return math.ceil(self.step * limit / self.rollout_tokens) if self.rollout_tokens else sys.maxsize
 
     def train(self) -> Path:
         """Run to the end (or go on from the last checkpoint) and return the last checkpoint's folder."""
         config = self.config
         if self._resume_from is not None:
             self._restore(self._resume_from)
-        trackers = build_trackers(_tracker_names(config), self.output_dir, config.wandb_name, config.to_dict(), self.step + 1)
+        names, main = tracker_names(config.report_to, config.wandb_name), self.ranks.main
+        trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
+        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": not main}
+        self._profiler = StepProfiler(self.output_dir / "trace", config.profile_steps if main else 0)
+        self.clock.start()
         try:
-            with tqdm(total=self.total_steps, initial=self.step, desc=config.trainer, unit="step", dynamic_ncols=True) as bar:
-                while self.step < self.total_steps and not self._out_of_time():
+            with self._explaining(), tqdm(total=self._known_total(), initial=self.step, **shown) as bar:
+                while self.step < self.total_steps and not self._spent():
                     metrics = self._timed_step()
                     saved = None
                     if config.eval_steps and self.step % config.eval_steps == 0:
-                        metrics |= self.evaluate()
+                        with self.clock.part("evaluation"):
+                            metrics |= self.evaluate()
                         saved = self._save_if_best(metrics.get("eval/score"))
-                    self._track(trackers, metrics)
+                    self._track(trackers, metrics | self.clock.shares())
                     bar.update()
+                    bar.total = self._known_total()
                     bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
                     if config.save_steps and self.step % config.save_steps == 0 and saved is None:
                         saved = self.save()
-            saved = saved or self.save()
+                saved = saved or self.save()
         finally:
             trackers.close()
-        if (self.output_dir / "metrics.jsonl").stat().st_size:
+        if main and (self.output_dir / "metrics.jsonl").stat().st_size:
             plot_curves(
                 self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir.name}"
             )
@@ -189,15 +212,31 @@ class BaseTrainer(ABC):
     def _timed_step(self) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
         self._updates_in_step = 0
-        metrics = self.training_step()
+        with self._profiler.step(self.step + 1):
+            metrics = self.training_step()
         self.step += 1
-        self.cpu_seconds += time.process_time() - cpu
+        self.cpu_seconds += sum(self.ranks.gather(time.process_time() - cpu))
+        self.rollout_tokens += metrics.get("rollout_tokens", 0)
         times = {"seconds": time.perf_counter() - wall, "cpu_seconds_total": self.cpu_seconds}
         return metrics | times | {"updates": self.updates, "skipped_updates": self.skipped_updates}
 
-    def _out_of_time(self) -> bool:
-        limit = self.config.max_cpu_minutes
-        return limit is not None and self.cpu_seconds >= 60 * limit
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """What ends a run for want of memory or of another process is said in words."""
+        with memory_explained(self.clock, self.config, self.device):
+            try:
+                yield
+            except RuntimeError as error:
+                if (in_words := explained(error, self.ranks)) is not None:
+                    raise in_words from error
+                raise
+
+    def _known_total(self) -> int | None:
+        return None if self.total_steps == sys.maxsize else self.total_steps
+
+    def _spent(self) -> bool:
+        minutes, tokens = self.config.max_cpu_minutes, self.config.max_rollout_tokens
+        return (minutes is not None and self.cpu_seconds >= 60 * minutes) or (tokens is not None and self.rollout_tokens >= tokens)
 
     def _track(self, trackers: Any, metrics: dict[str, Any]) -> None:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
@@ -217,9 +256,15 @@ class BaseTrainer(ABC):
         self._updates_in_step += 1
         warming = self.updates < config.warmup_updates
         total = self.total_steps * self.updates_per_step
+        if config.max_rollout_tokens and config.max_steps is None:  # the schedule is of the tokens: how many updates they make is not known
+            total = 1_000_000
+            planned = max(config.warmup_updates, int(total * self.rollout_tokens / config.max_rollout_tokens))
         lr = config.lr * lr_scale(self.updates if warming else planned, config.warmup_updates, total, config.lr_schedule)
         set_lr(self.optimizers, lr)
-        norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
+        with self.clock.part("exchange"):
+            self.parallel.sum_gradients()
+        with self.clock.part("optimizer"):
+            norm, finite = clip_and_step(self.model, self.optimizers, config.max_grad_norm)
         self.updates += finite
         self.skipped_updates += not finite
         return norm, lr
@@ -228,24 +273,29 @@ class BaseTrainer(ABC):
 
     def save(self) -> Path:
         """Write a checkpoint of this moment (between steps, so that nothing is in flight)."""
-        state = {
-            "config": self.config.to_dict(),
-            "data": file_hash(self.config.data_path),
-            "held": self.held.state() if self.held is not None else None,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "counters": {name: getattr(self, name) for name in self.saved},
-            "random": ckpt.random_states(),
-        }
-        folder = ckpt.save_checkpoint(self.output_dir, self.step, self.held or self.model, self.tokenizer, self.about(), state)
-        ckpt.prune(self.output_dir, self.config.save_total_limit)
-        return folder
+        with self.clock.part("save"), self.parallel.gathered():
+            state = {
+                "config": self.config.to_dict(),
+                "data": file_hash(self.config.data_path),
+                "held": self.held.state() if self.held is not None else None,
+                "optimizers": [self.parallel.state_of(o) for o in self.optimizers],
+                "counters": {name: getattr(self, name) for name in self.saved},
+                "random": ckpt.random_states(),
+            }
+            if self.ranks.main:
+                whole = self.parallel.sampler if self.parallel.sampler is not self.model else self.held or self.model
+                ckpt.save_checkpoint(self.output_dir, self.step, whole, self.tokenizer, self.about(), state)
+                ckpt.prune(self.output_dir, self.config.save_total_limit)
+            self.ranks.wait()
+        return self.output_dir / ckpt.folder_name(self.step)
 
     def _save_if_best(self, score: float | None) -> Path | None:
         if score is None or not score > self.best_score:  # written so that NaN is never the best
             return None
         self.best_score = score
         folder = self.save()
-        ckpt.mark_best(self.output_dir, folder)
+        if self.ranks.main:
+            ckpt.mark_best(self.output_dir, folder)
         return folder
 
     def _find_checkpoint(self) -> Path | None:
@@ -268,64 +318,12 @@ class BaseTrainer(ABC):
                 "Give the same options, or another --output_dir."
             )
         if self.held is None:
-            self.model.load_state_dict(self.weights_of(folder))
+            self.parallel.load(self.weights_of(folder))
         else:
-            self.held.restore(folder, state.get("held"), self.weights_of)
+            self.held.restore(folder, state.get("held"), self.weights_of, self.parallel.load)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            self.parallel.load_state(optimizer, saved)
         for name, value in state["counters"].items():
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
         log.info("Resumed from %s at step %d", folder, self.step)
-
-
-def _check_choices(config: TrainConfig) -> None:
-    """Names that are read in the first step, checked before anything is loaded or written."""
-    choices = {
-        "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
-        "packing": PACKINGS, "attention_backend": BACKENDS, "logprob_chunks": LOGPROB_CHUNKS,
-    }  # fmt: skip
-    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise unknown_name(name, getattr(config, name), known)
-
-
-def batch_numbers(seed: int, step: int, size: int, total: int) -> list[int]:
-    """Which of `total` examples a step has: a new seeded order for each pass over them, so a resumed run needs no cursor."""
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for number in range(step * size, (step + 1) * size):
-        epoch, at = divmod(number, total)
-        if epoch not in orders:
-            orders[epoch] = random.Random(f"{seed}/{epoch}").sample(range(total), total)
-        chosen.append(orders[epoch][at])
-    return chosen
-
-
-def required_model(config: TrainConfig) -> str:
-    """The model to start from; a missing one is an error that says what to give."""
-    if not config.model_name_or_path:
-        raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
-    return config.model_name_or_path
-
-
-def device_of(name: str) -> torch.device:
-    """The device that --device names; one that is not here is an error that says what is."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        here = "cpu, cuda, cuda:N" if torch.cuda.is_available() else "cpu (this torch sees no GPU)"
-        raise ConfigError(f"--device {name}: not usable here. Known: auto, {here}.")
-    return torch.device(name)
-
-
-def _tracker_names(config: TrainConfig) -> list[str]:
-    """Those asked for; `--wandb_name` alone means SwanLab, as in the public launchers, if it is installed."""
-    names = list(config.report_to)
-    if config.wandb_name and not names:
-        if importlib.util.find_spec("swanlab") is None:
-            log.warning("--wandb_name %s: swanlab is not installed, so only metrics.jsonl is written.", config.wandb_name)
-        else:
-            names.append("swanlab")
-    return names

@@ -40,7 +40,7 @@ def save_checkpoint(
     output_dir: Path, step: int, model: Saved, tokenizer: Saved | None, about: dict[str, Any], state: dict[str, Any]
 ) -> Path:
     """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json; what is no LM has no tokenizer."""
-    folder = output_dir / f"checkpoint-{step:06d}"
+    folder = output_dir / folder_name(step)
     output_dir.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as part:
         model.save_pretrained(part)
@@ -50,6 +50,11 @@ def save_checkpoint(
         torch.save({"version": STATE_VERSION, "step": step, **state}, part / "trainer_state.pt")
     point(output_dir / "last", folder.name)
     return folder
+
+
+def folder_name(step: int) -> str:
+    """What a step's checkpoint is called."""
+    return f"checkpoint-{step:06d}"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -114,15 +114,24 @@ class HeldModel:
         named = {_peft_name(name): value.contiguous() for name, value in adapter_weights(self.model).items()}
         save_file(named, folder / _ADAPTER / "adapter_model.safetensors")
 
-    def restore(self, folder: Path, held: dict[str, Any] | None, weights_of: Callable[[Path], dict[str, Tensor]]) -> None:
-        """Read the weights of a checkpoint whose run held them as `held` says; the lower halves of masters are the optimizer's."""
+    def restore(
+        self,
+        folder: Path,
+        held: dict[str, Any] | None,
+        weights_of: Callable[[Path], dict[str, Tensor]],
+        load: Callable[[dict[str, Tensor]], Any],
+    ) -> None:
+        """Read the weights of a checkpoint whose run held them as `held` says; the lower halves of masters are the optimizer's.
+
+        `load` takes up whole weights, wherever the model has them.
+        """
         if held is not None and held != self.state():
             changed = [f"{name}: {old!r} -> {new!r}" for name, new in self.state().items() if (old := held.get(name)) != new]
             raise ConfigError(
                 f"{folder} was trained with weights held otherwise: {'; '.join(changed)}. The device decides what no flag says."
             )
         if self.held.master_weights != "lora":
-            self.model.load_state_dict(weights_of(folder))
+            load(weights_of(folder))
             return
         # The frozen weights are those that the run started from.
         saved = load_file(folder / _ADAPTER / "adapter_model.safetensors")

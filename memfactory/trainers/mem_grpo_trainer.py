@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models, longest_turn
-from memfactory.algorithms.credit import BY_QUESTION, assign_credit, paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, Credit, assign_credit, paid_stages, without_errors
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.objective import check_objective, loss_defaults
 from memfactory.algorithms.packing import TrainBatch, pack
@@ -44,12 +44,16 @@ from memfactory.engines.base import Engine
 from memfactory.engines.load import load_tokenizer
 from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
-from memfactory.evaluation.harness import evaluate, headline
+from memfactory.evaluation.harness import evaluate, headline, scores_of
 from memfactory.evaluation.transcript import transcript
-from memfactory.trainers.base import BaseTrainer, required_model
-from memfactory.trainers.metrics import Averages, rollout_metrics
+from memfactory.trainers.base import BaseTrainer
+from memfactory.trainers.distributed import SharedBatch, dealt, renumbered
+from memfactory.trainers.health import peak_flops, with_mfu
+from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
 from memfactory.trainers.policy_update import PolicyUpdate
 from memfactory.trainers.reference import build_reference
+from memfactory.trainers.rollout_servers import RolloutWeights
+from memfactory.trainers.setup import batch_numbers, required_model
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -70,6 +74,7 @@ class MemTrainer(BaseTrainer):
     """Trains an agent on an env; both are built from the configuration unless they are given."""
 
     bar_metrics = ("reward", "informative", "entropy")
+    distributed = True
 
     def __init__(
         self,
@@ -102,20 +107,25 @@ class MemTrainer(BaseTrainer):
         check_rollout_engine(config.engine, config.mapping("engine_options"))
         super().__init__(config, model, tokenizer)
         without_dropout(self.model)
-        self.policy = PolicyUpdate(self.model, config, self.device, self.bf16)
+        self.policy = PolicyUpdate(self.model, config, self.device, self.bf16, self.parallel)
         options = agent_options(config)
         self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
         assert self.held is not None
-        self.reference = build_reference(self.held.held.reference, self.model, self.device, self.bf16) if needs_reference else None
+        start = self.parallel.sampler
+        self.reference = build_reference(self.held.held.reference, start, self.device, self.bf16) if needs_reference else None
         engine = {"graphs": config.engine_graphs, "decode_attention": config.decode_attention, "share_prefixes": config.share_prefixes}
+        if start is not self.model:  # its weights stand elsewhere after each time they are gathered: nothing may remember where
+            engine |= {"graphs": "off", "decode_attention": "model"}
         self.models = local_models(
-            self.model, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
+            start, self.tokenizer, slots=config.engine_slots, bf16=self.bf16, max_prompt_length=config.max_prompt_length,
             roles=roles, reference=self.reference.resident if self.reference is not None else None, policy=self._copy_of_the_policy(),
             options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
         self.agent.attach(self.models)
+        self.weights = RolloutWeights(self.parallel, self.models, config, self.bf16)
+        self._peak = peak_flops(self.device, self.bf16)
 
     @classmethod
     def defaults_for(cls, loss: str) -> dict[str, Any]:
@@ -126,6 +136,8 @@ class MemTrainer(BaseTrainer):
         config = self.config
         if config.engine == "hf":
             return None
+        if self.ranks.size > 1 or config.rollout_servers:
+            raise ConfigError(f"--engine {config.engine} is for one process. Serve it apart and name it by --rollout_servers alone.")
         path, eos = required_model(config), self.tokenizer.eos_token_id
         return rollout_engine(config.engine, path, self.model, eos, config.mapping("engine_options"))
 
@@ -144,26 +156,24 @@ class MemTrainer(BaseTrainer):
         return self.config.num_minibatches * self.config.num_iterations
 
     def examples_of(self, step: int) -> list[dict[str, Any]]:
-        """The examples of a step: a new seeded order for each pass over the data, so a resumed run needs no cursor."""
-        size, total = self.config.examples_per_step, len(self.env)
-        orders: dict[int, list[int]] = {}
-        chosen = []
-        for number in range(step * size, (step + 1) * size):
-            epoch, at = divmod(number, total)
-            if epoch not in orders:
-                orders[epoch] = random.Random(f"{self.config.seed}/{epoch}").sample(range(total), total)
-            chosen.append(self.env[orders[epoch][at]])
-        return chosen
+        """The examples of a step (`batch_numbers`)."""
+        return [self.env[at] for at in batch_numbers(self.config.seed, step, self.config.examples_per_step, len(self.env))]
 
     # One step
 
     def training_step(self) -> dict[str, Any]:
         rollout = self._rollout()
+        with self.clock.part("forward_backward"):
+            return rollout.metrics | self._update(rollout)
+
+    def _update(self, rollout: Rollout) -> dict[str, Any]:
         start = time.perf_counter()
         averages, first = Averages(), True
+        with self.clock.part("exchange"):
+            batch = SharedBatch(rollout.data, self.ranks)
         for iteration in range(self.config.num_iterations):
             rng = random.Random(f"{self.config.seed}/{self.step}/{iteration}")
-            for part in rollout.data.minibatches(self.config.num_minibatches, rng) if rollout.data.samples else []:
+            for part in batch.minibatches(self.config.num_minibatches, rng):
                 # Before the first update the weights are those that sampled, so the two log-probs should agree.
                 self.policy.backward(part, averages, measure_mismatch=first and not self.policy.freezes)
                 norm, lr = self.optimizer_update()
@@ -173,37 +183,69 @@ class MemTrainer(BaseTrainer):
         self.models.weights_changed()
         seconds = time.perf_counter() - start
         tokens = sum(map(len, rollout.data.samples)) * self.config.num_iterations
+        everyone = self.ranks.gather((averages, tokens, self._peak_memory()))
+        metrics = Averages.of_all([each for each, _, _ in everyone]).means()
+        if "loss" in metrics:  # each rank's is its share of the whole
+            metrics["loss"] *= self.ranks.size
         times = {
             "update_seconds": seconds,
-            "update_tokens_per_second": tokens / max(seconds, 1e-9),
-            "peak_memory_gb": self._peak_memory(),
+            "update_tokens_per_second": sum(number for _, number, _ in everyone) / max(seconds, 1e-9),
+            "peak_memory_gb": max(memory for _, _, memory in everyone),
         }
-        return rollout.metrics | averages.means() | times
+        return with_mfu(metrics | times, self._peak, self.ranks.size)
 
     def _rollout(self) -> Rollout:
         config = self.config
         start = time.perf_counter()
-        examples = self.examples_of(self.step)
-        batch = self.env.collate_fn(examples)
-        groups = self.agent.rollout(
-            self.models, [self.env.observe(e) for e in examples], config.num_generations,
-            seed=config.seed, step=self.step + 1, temperature=config.temperature,
-        )  # fmt: skip
+        with self.clock.part("weights"), self.weights.current(self.updates), self.clock.part("rollout"):
+            examples, places = self._share(self.examples_of(self.step))
+            batch = self.env.collate_fn(examples)
+            groups = self.agent.rollout(
+                self.models, [self.env.observe(e) for e in examples], config.num_generations,
+                seed=config.seed, step=self.step + 1, temperature=config.temperature,
+            )  # fmt: skip
         sampled_in = time.perf_counter() - start
         trajectories = [t for group in groups for t in group.trajectories]
-        rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
-        rewards = self._checked(without_errors(rewards, trajectories))
-        credit = assign_credit(groups, rewards, self._normalize, config.credit)
-        data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+        with self.clock.part("reward"):
+            rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
+            rewards = self._checked(without_errors(rewards, trajectories))
+            credit, metrics = self._credited(Sampled(groups, rewards, sampled_in))
+            data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
+            data, averages = self._with_logprobs(renumbered(data, places, config.num_generations))
+            metrics |= Averages.of_all(self.ranks.gather(averages)).means()
+            metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
+        return Rollout(groups, rewards, data, metrics)
+
+    def _with_logprobs(self, data: TrainBatch) -> tuple[TrainBatch, Averages]:
+        """The samples with what takes a forward pass before the update: frozen old log-probs, and the reference's."""
         averages = Averages()
         if self.policy.freezes:
-            data = self.policy.recomputed(data, averages)
-        if config.beta > 0 and self.reference is not None:
-            with self.reference.scoring() as starting:
+            with self.clock.part("old_logprobs"):
+                data = self.policy.recomputed(data, averages)
+        if self.config.beta > 0 and self.reference is not None:
+            with self.clock.part("ref_logprobs"), self.reference.scoring() as starting:
                 data = replace(data, samples=self.policy.with_logprobs(data.samples, starting, "ref_logprobs"))
-        metrics = rollout_metrics(groups, rewards, credit, sampled_in) | averages.means()
-        metrics["sample"] = transcript(examples[0], trajectories[0], float(headline(rewards)[0]))
-        return Rollout(groups, rewards, data, metrics)
+        return data, averages
+
+    def _share(self, examples: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
+        """Those of a step's examples whose groups this process rolls out, and their places in the step."""
+        if self.ranks.size == 1:
+            return examples, list(range(len(examples)))
+        views = [self.env.observe(example) for example in examples]
+        sizes = [len(view.context) + sum(len(str(event)) for event in view.events) + 1 for view in views]
+        places = dealt([view.example_id for view in views], sizes, self.ranks.size)[self.ranks.rank]
+        return [examples[at] for at in places], places
+
+    def _credited(self, mine: Sampled) -> tuple[Credit, dict[str, Any]]:
+        """What this process's turns are paid, and the metrics of all processes' attempts."""
+        with self.clock.part("exchange"):
+            everyone = [mine] if self.ranks.size == 1 else self.ranks.gather(mine.outline())
+        whole = mine if self.ranks.size == 1 else together(everyone)
+        # Of all attempts of the step: an advantage may be relative to the whole batch.
+        credit = assign_credit(whole.groups, whole.rewards, self._normalize, self.config.credit)
+        before, number = (sum(len(g.trajectories) for e in part for g in e.groups) for part in (everyone[: self.ranks.rank], [mine]))
+        metrics = rollout_metrics(whole.groups, whole.rewards, credit, whole.seconds)
+        return replace(credit, advantages=credit.advantages[before : before + number]), metrics
 
     def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The rewards, if every key that pays is one that a turn of this agent can have."""
@@ -220,9 +262,13 @@ class MemTrainer(BaseTrainer):
         metrics: dict[str, float] = {}
         scores: list[float] = []
         for name, env in self.eval_envs.items():
-            result = evaluate(
-                self.agent, self.models.uncapped(), env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed
-            )
+            with self.weights.current(self.updates):
+                result = evaluate(
+                    self.agent, self.models.uncapped(), env, name=name, k=config.eval_k, limit=config.eval_samples, seed=config.seed,
+                    share=(self.ranks.rank, self.ranks.size),
+                )  # fmt: skip
+            made = {key: attempt for each in self.ranks.gather(result.attempts) for key, attempt in each.items()}
+            result = scores_of(name, result.examples, config.eval_k, made)
             metrics |= {f"eval/{name}/greedy": result.greedy_mean.value}
             if result.k:
                 metrics[f"eval/{name}/sampled"] = result.avg_at_k.value

@@ -42,7 +42,8 @@ from memfactory.data.rerank import Citer, GoldCiter, RerankExample, load_rerank
 from memfactory.evaluation.statistics import Paired, clustered_mean, paired_difference
 from memfactory.memory.items import MemoryItem
 from memfactory.modules.rmm_reranker import RMMReranker, read_weights
-from memfactory.trainers.base import BaseTrainer, batch_numbers
+from memfactory.trainers.base import BaseTrainer
+from memfactory.trainers.setup import batch_numbers
 
 log = logging.getLogger(__name__)
 

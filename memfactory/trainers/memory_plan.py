@@ -17,9 +17,9 @@ from memfactory.algorithms.chunked_logprobs import GPU_TILE
 from memfactory.algorithms.eight_bit import BLOCK
 from memfactory.algorithms.logprobs import is_chunked
 from memfactory.common.config import TrainConfig
-from memfactory.trainers.base import required_model
 from memfactory.trainers.held import Held, held_by
 from memfactory.trainers.model_shapes import Shape, shape_of
+from memfactory.trainers.setup import required_model
 
 log = logging.getLogger(__name__)
 

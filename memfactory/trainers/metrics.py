@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from memfactory.algorithms.credit import Credit, paid_stages
-from memfactory.common.types import RolloutGroup
+from memfactory.common.types import RolloutGroup, Trajectory, Turn
 
 
 class Averages:
@@ -28,9 +31,65 @@ class Averages:
         """Keep the largest value."""
         self._maxima[name] = max(value, self._maxima.get(name, value))
 
+    @classmethod
+    def of_all(cls, parts: Iterable[Averages]) -> Averages:
+        """What several processes gathered, as one."""
+        whole = cls()
+        for part in parts:
+            for name, total in part._sums.items():
+                whole.add(name, total, part._counts[name])
+            for name, value in part._maxima.items():
+                whole.maximum(name, value)
+        return whole
+
     def means(self) -> dict[str, float]:
         """All of it as metrics."""
         return {name: total / (self._counts[name] or 1) for name, total in self._sums.items()} | self._maxima
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the metrics of a rollout are made from."""
+
+    groups: list[RolloutGroup]
+    rewards: dict[str, torch.Tensor]
+    seconds: float
+
+    def outline(self) -> Sampled:
+        """What credit and metrics need of it, small to send: ids become ranges as long as they are, texts are left out."""
+
+        def turn(turn: Turn) -> Turn:
+            prompt, response = range(len(turn.prompt_ids)), range(len(turn.response_ids))
+            return Turn(turn.stage, prompt, response, (), "", turn.finish, turn.trainable, question=turn.question)  # type: ignore[arg-type]
+
+        def attempt(t: Trajectory) -> Trajectory:
+            return Trajectory([turn(each) for each in t.turns], report=t.report, error=t.error)
+
+        groups = [RolloutGroup([attempt(t) for t in group.trajectories], group.example_id, group.state_id) for group in self.groups]
+        return Sampled(groups, {name: values.detach().cpu() for name, values in self.rewards.items()}, self.seconds)
+
+
+def together(parts: list[Sampled]) -> Sampled:
+    """What several processes sampled, as one; it took as long as the slowest."""
+    groups = [group for part in parts for group in part.groups]
+    rewards = {name: _rows([part.rewards.get(name) for part in parts], parts) for part in parts for name in part.rewards}
+    return Sampled(groups, rewards, max(part.seconds for part in parts))
+
+
+def _rows(found: list[torch.Tensor | None], parts: list[Sampled]) -> torch.Tensor:
+    """One reward of all processes: NaN where one has no such reward, or fewer questions."""
+    some = next(values for values in found if values is not None)
+    width = max(values.shape[1] if values is not None and values.ndim == 2 else 0 for values in found)
+    rows = []
+    for values, part in zip(found, parts, strict=True):
+        number = sum(len(group.trajectories) for group in part.groups)
+        row = some.new_full((number, width) if some.ndim == 2 else (number,), math.nan)
+        if values is not None and values.ndim == 2:
+            row[:, : values.shape[1]] = values
+        elif values is not None:
+            row = values
+        rows.append(row)
+    return torch.cat(rows)
 
 
 def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor], credit: Credit, seconds: float) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import ConfigError, UserError
-from memfactory.trainers.base import required_model
 from memfactory.trainers.held import Held, held_by
 from memfactory.trainers.memory_plan import CACHE, MemoryPlan, bytes_per_parameter, lengths, plan_memory, slots_wanted
 from memfactory.trainers.model_shapes import KNOWN, Shape, shape_of
+from memfactory.trainers.setup import required_model
 
 USABLE = 0.94
 """Of a GPU's memory: the rest is CUDA's own and what allocating in pieces wastes."""

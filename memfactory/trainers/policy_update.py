@@ -18,6 +18,8 @@ from memfactory.algorithms.ratios import segments_of
 from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
 from memfactory.trainers.correction import all_of, correction, log_mismatch, sampler_logprobs
+from memfactory.trainers.distributed import Ranks, Replicated
+from memfactory.trainers.health import Flops
 from memfactory.trainers.metrics import Averages
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -27,8 +29,13 @@ if TYPE_CHECKING:  # importing it takes two seconds
 class PolicyUpdate:
     """Forward and backward passes over a `TrainBatch`, in micro-batches."""
 
-    def __init__(self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool) -> None:
-        self.model, self.config, self.device, self.bf16 = model, config, device, bf16
+    def __init__(
+        self, model: PreTrainedModel, config: TrainConfig, device: torch.device, bf16: bool, parallel: Replicated | None = None
+    ) -> None:
+        """`parallel`: how several processes hold the model; None: this one alone."""
+        self.parallel, self.model = parallel or Replicated(model, Ranks()), model
+        self.config, self.device, self.bf16 = config, device, bf16
+        self._flops = Flops.of(self.model)
         self.freezes = config.old_logprobs == "frozen" and config.num_minibatches * config.num_iterations > 1
         """Whether the old log-probs of a rollout batch take a forward pass of their own."""
         # `recompute`, or one update per rollout batch: the weights are still those of the update, and so are the old log-probs.
@@ -50,11 +57,14 @@ class PolicyUpdate:
     def with_logprobs(self, samples: list[Sample], model: PreTrainedModel, field: str) -> list[Sample]:
         """The samples with `field` filled from a forward pass of `model`."""
         filled: dict[int, Sample] = {}
+        holder = self.parallel if model is self.model else Replicated(model, Ranks())
         place = {id(sample): at for at, sample in enumerate(samples)}
         with evaluating(model), attending(model, self.backend):
-            for micro in TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend):
+            for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend)):
                 with autocast(self.device, self.bf16):
-                    values, _ = response_logprobs(model, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
+                    values, _ = self._scored(holder, micro or self._nothing())
+                if micro is None:
+                    continue
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
                 for sample, part in zip(micro.samples, parts, strict=True):
                     filled[place[id(sample)]] = replace(sample, **{field: tuple(part.tolist())})  # type: ignore[arg-type]
@@ -65,22 +75,37 @@ class PolicyUpdate:
         self.model.train()
         total = 0.0
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for micro in part.micro_batches(self.config.tokens_per_micro_batch, self.backend):
-            micro = micro.to(self.device)
+        for micro in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.backend)):
             with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
-                with autocast(self.device, self.bf16):
-                    logprobs, entropy = response_logprobs(self.model, micro, self.config.temperature, self.config.logprob_chunks)
+                logprobs, entropy = self._run(micro or self._nothing())
+                if micro is None:  # the others have a pass more
+                    logprobs.sum().mul(0.0).backward()
+                    continue
+                micro = micro.to(self.device)
                 if measure_mismatch:
                     pairs.append((logprobs.detach(), micro.old))
                 if self._old_is_own:
                     micro = replace(micro, old=logprobs.detach())
                 loss = self._micro_loss(micro, logprobs, averages)
                 loss.backward()
+            if self._flops is not None:
+                averages.add("update_flops", self._flops.of_batch(micro), 0)
             total += float(loss.detach())
             averages.add("entropy", float(entropy.sum()), len(entropy))
         if pairs:
             log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
+
+    def _run(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(self.device, self.bf16):
+            return self._scored(self.parallel, micro)
+
+    def _scored(self, holder: Replicated, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        return holder.call(response_logprobs, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
+
+    def _nothing(self) -> MicroBatch:
+        """Two tokens of no weight: a pass that adds no gradient."""
+        return next(TrainBatch([Sample((0,), (0,), (0.0,), 0.0, 0, 0)], weights=(0.0,)).micro_batches(2, self.backend))
 
     def _micro_loss(self, micro: MicroBatch, logprobs: torch.Tensor, averages: Averages) -> torch.Tensor:
         """This micro-batch's share of the update's loss: the weights of all micro-batches of an update sum to 1."""

@@ -27,7 +27,13 @@ def write_html(folder: Path) -> Path:
 
 def render(page: Mapping[str, Any]) -> str:
     """The page as a document."""
-    script, room = _asset("page.js"), Room.of(len(page["samples"]))
+    room = Room.of(len(page["samples"]))
+    return document(f"{page['title']}: evaluation", front(page), [sample_page(page, sample, room) for sample in page["samples"]])
+
+
+def document(title: str, *parts: Any) -> str:
+    """A whole document of parts, `<main id="front">` first, that loads nothing from elsewhere."""
+    script = _asset("page.js")
     # The one script is known by its hash: markup that slipped in could run nothing and load nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -35,13 +41,11 @@ def render(page: Mapping[str, Any]) -> str:
         "head", tag("meta", {"charset": "utf-8"}), tag("meta", {"http-equiv": "Content-Security-Policy", "content": policy}),
         tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         tag("meta", {"name": "color-scheme", "content": "light dark"}),
-        tag("title", clean(f"{page['title']}: evaluation")), tag("style", Html(_asset("page.css"))),
+        tag("title", clean(title)), tag("style", Html(_asset("page.css"))),
     )  # fmt: skip
     theme = tag("button", {"id": "theme", "type": "button", "hidden": True}, "theme")
-    samples = [sample_page(page, sample, room) for sample in page["samples"]]
-    body = tag("body", theme, front(page), samples, tag("script", Html(script)))
-    document = tag("html", {"lang": "en"}, head, body)
-    return f"<!doctype html>\n{document}\n"
+    body = tag("body", theme, list(parts), tag("script", Html(script)))
+    return f"<!doctype html>\n{tag('html', {'lang': 'en'}, head, body)}\n"
 
 
 @cache

@@ -1,0 +1,81 @@
+"""The arena's pictures: scores before and after training on each set, and by type of question. Knows only the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GREY, BLUE, LIGHT = "#8a8f98", "#1f6fb4", "#b7d0e8"
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write scores.png and types.png; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    paths = [folder / "scores.png", folder / "types.png"]
+    for path, picture in zip(paths, (_scores, _types), strict=True):
+        figure = picture(report)
+        figure.savefig(path, dpi=120)
+        figure.clear()
+    return paths
+
+
+def _scores(report: Mapping[str, Any]) -> Any:
+    """Bars of greedy exact match, a panel a set: anchors grey, untrained light, trained blue, with intervals."""
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    sets, lines = report["sets"], report["lines"]
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(4.2 * len(sets) + 1.6, 0.3 * len(lines) + 1.3), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], sets, strict=True):
+        for at, line in enumerate(lines):
+            part = line["sets"].get(name)
+            if part is None or part["greedy"]["mean"] is None:
+                continue
+            colour = {"anchor": GREY, "untrained": LIGHT}.get(line["state"], BLUE)
+            found = part["greedy"]
+            axis.barh(at, found["mean"], color=colour, height=0.72)
+            if found["low"] is not None:
+                axis.plot([found["low"], found["high"]], [at, at], color="#222222", linewidth=1.1)
+            axis.text(max(found["high"] or 0, found["mean"]) + 0.015, at, f"{found['mean']:.2f}", va="center", fontsize=7.5)
+        axis.set_title(name, fontsize=11)
+        axis.set_xlim(0, 1.1)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(lines)), [line["title"] for line in lines], fontsize=8.5)
+    axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
+    keys = [Patch(color=GREY, label="no method, same reader"), Patch(color=LIGHT, label="untrained"), Patch(color=BLUE, label="trained")]
+    figure.legend(handles=keys, loc="lower center", ncols=3, fontsize=9, frameon=False)
+    figure.suptitle("Exact match, greedy, with 95 % intervals over dialogues", fontsize=12)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    return figure
+
+
+def _types(report: Mapping[str, Any]) -> Any:
+    """Trained lines by type of question on each set, as a grid of shares."""
+    from matplotlib import pyplot
+
+    lines = [line for line in report["lines"] if line["state"] != "untrained"]
+    sets = report["sets"]
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(4.4 * len(sets) + 1.6, 0.34 * len(lines) + 1.6), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], sets, strict=True):
+        held = [line for line in lines if name in line["sets"]]
+        types = list(held[0]["sets"][name]["types"]) if held else []
+        found = [line["sets"].get(name, {}).get("types", {}) for line in lines]
+        cells = [[of_line.get(kind, {}).get("mean") for kind in types] for of_line in found]
+        shares = [[float("nan") if value is None else value for value in row] for row in cells]
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for y, row in enumerate(cells):
+            for x, value in enumerate(row):
+                if value is not None:
+                    axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
+        axis.set_xticks(range(len(types)), [kind.replace("_", "-") for kind in types], rotation=40, ha="right", fontsize=8)
+        axis.set_title(name, fontsize=11)
+    axes[0][0].set_yticks(range(len(lines)), [line["title"] for line in lines], fontsize=8.5)
+    figure.suptitle("Exact match by type of question, greedy", fontsize=12)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,44 @@
+"""What every run is asked for, checked before anything is loaded, and which examples a step has. Knows no trainer."""
+
+from __future__ import annotations
+
+import random
+
+from memfactory.algorithms.credit import CREDITS
+from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
+from memfactory.algorithms.optim import OPTIMIZERS, SCHEDULES
+from memfactory.algorithms.packing import AGGREGATIONS, PACKINGS, TRUNCATED
+from memfactory.algorithms.tree_attention import BACKENDS
+from memfactory.common.config import DECODE_ATTENTIONS, ENGINE_GRAPHS, TrainConfig
+from memfactory.common.errors import ConfigError, unknown_name
+
+
+def check_choices(config: TrainConfig) -> None:
+    """Names that are read in the first step, checked before anything is loaded or written."""
+    choices = {
+        "aggregation": AGGREGATIONS, "truncated": TRUNCATED, "credit": CREDITS, "lr_schedule": SCHEDULES, "optimizer": OPTIMIZERS,
+        "packing": PACKINGS, "attention_backend": BACKENDS, "logprob_chunks": LOGPROB_CHUNKS,
+    }  # fmt: skip
+    choices |= {"engine_graphs": ENGINE_GRAPHS, "decode_attention": DECODE_ATTENTIONS}
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise unknown_name(name, getattr(config, name), known)
+
+
+def batch_numbers(seed: int, step: int, size: int, total: int) -> list[int]:
+    """Which of `total` examples a step has: a new seeded order for each pass over them, so a resumed run needs no cursor."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for number in range(step * size, (step + 1) * size):
+        epoch, at = divmod(number, total)
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"{seed}/{epoch}").sample(range(total), total)
+        chosen.append(orders[epoch][at])
+    return chosen
+
+
+def required_model(config: TrainConfig) -> str:
+    """The model to start from; a missing one is an error that says what to give."""
+    if not config.model_name_or_path:
+        raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
+    return config.model_name_or_path
