@@ -145,6 +145,12 @@ def test_every_part_of_a_run_is_timed_and_nothing_else(grpo: Any, tmp_path: Path
         assert 0 < row["update_mfu"] < 1
 
 
+def test_a_step_can_be_made_outside_a_run(grpo: Any) -> None:
+    """As the benchmarks do, which time single steps."""
+    trainer = grpo()
+    assert trainer._timed_step()["rollout_tokens"] > 0 and trainer.step == 1
+
+
 @pytest.mark.slow
 def test_a_profiled_step_leaves_a_trace_and_a_table(grpo: Any, tmp_path: Path) -> None:
     grpo(profile_steps=1, batch_size=1, num_generations=2, max_generate_length=2, max_steps=1).train()

@@ -61,6 +61,7 @@ class BaseTrainer(ABC):
         self.output_dir = Path(config.output_dir)
         self.device = device_of(config.device)
         self.ranks = Ranks.start(self.device)
+        self._profiler = StepProfiler(self.output_dir / "trace", config.profile_steps if self.ranks.main else 0)
         if self.ranks.size > 1 and not self.distributed:
             raise ConfigError(f"--trainer {config.trainer} trains in one process, and {self.ranks.size} were started. Start it alone.")
         self.clock = Clock(self.device)
@@ -181,7 +182,6 @@ class BaseTrainer(ABC):
         trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
         shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": not main}
-        self._profiler = StepProfiler(self.output_dir / "trace", config.profile_steps if main else 0)
         self.clock.start()
         try:
             with self._explaining(), tqdm(total=self._known_total(), initial=self.step, **shown) as bar:
