@@ -274,7 +274,7 @@ def test_weights_are_a_checkpoints_with_adapters_merged_and_nothing_changed(tmp_
         setattr(owner, leaf, Adapted(getattr(owner, leaf)))
     ids = torch.tensor([[3, 5, 8, 13, 21]])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    save_weights(model, str(tmp_path / "merged"))
+    save_weights(model, tmp_path / "merged")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     merged = type(model).from_pretrained(tmp_path / "merged")
     with torch.no_grad():

@@ -183,7 +183,7 @@ def test_a_real_server_renews_every_weight_from_a_folder(real_server: str, tmp_p
     for at, part in enumerate(("embed_tokens", "down_proj", "q_proj", "norm")):
         changed(model, part)
         assert drawn_off() > 1e-2
-        save_weights(model, str(tmp_path / str(at)))
+        save_weights(model, tmp_path / str(at))
         run(server.load_weights(str(tmp_path / str(at))))
         assert drawn_off() < 1e-4, part
     with pytest.raises(InfrastructureError, match="failed at /collective_rpc"):

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from memfactory.common.errors import ConfigError, MissingFileError
@@ -61,11 +60,6 @@ def lora_config(options: LoraOptions) -> LoraConfig:
     return LoraConfig(r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def has_lora(model: nn.Module) -> bool:
-    """True if adapters were put into this model."""
-    return any(_is_adapted(module) for module in model.modules())
-
-
 def _is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
 
@@ -96,22 +90,3 @@ def load_adapter_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise ConfigError(f"The saved adapters are of other layers: {', '.join(different[:3])}{' ...' if len(different) > 3 else ''}.")
     for name, value in weights.items():
         own[name].copy_(value)
-
-
-@torch.no_grad()
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the model without adapters, what they add included: on the CPU, in the types of the frozen weights.
-
-    The model itself is left alone: to merge in place and take out again would not give the same bf16 weights back.
-    """
-    adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if _is_adapted(module)}
-    merged: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        owner, _, rest = name.partition(".base_layer.")
-        if rest and owner in adapted:
-            if rest == "weight":
-                value = (value.float() + adapted[owner].get_delta_weight(_NAME).float()).to(value.dtype)
-            merged[f"{owner}.{rest}"] = value.cpu()
-        elif ".lora_" not in name:
-            merged[name] = value.cpu()
-    return merged

@@ -42,13 +42,13 @@ def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield f"{owner}.{rest}".removeprefix(_OF_PEFT), tensor
 
 
-def save_weights(model: PreTrainedModel, folder: str) -> None:
-    """Write the merged weights and the configuration as a checkpoint that vLLM loads; no tokenizer."""
+def save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the merged weights (in `dtype`, or as they are) and the configuration as a checkpoint that vLLM loads; no tokenizer."""
     from safetensors.torch import save_file
 
-    Path(folder).mkdir(parents=True)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint_weights(model)}
-    save_file(weights, str(Path(folder) / "model.safetensors"), metadata={"format": "pt"})
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in checkpoint_weights(model)}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     model.config.save_pretrained(folder)
 
 

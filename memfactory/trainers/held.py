@@ -6,7 +6,6 @@ is trained. On a CPU all defaults are the plain ones. Knows no algorithm.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,12 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memfactory.algorithms.lora import LoraOptions, adapter_weights, add_lora, load_adapter_weights, lora_config, merged_weights
+from memfactory.algorithms.lora import LoraOptions, adapter_weights, add_lora, load_adapter_weights, lora_config
 from memfactory.algorithms.optim import Lean
 from memfactory.algorithms.split_master import split_model
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
 from memfactory.engines.load import model_hash
+from memfactory.engines.weights import checkpoint_weights
+from memfactory.trainers.distributed import world_size
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ def held_by(config: TrainConfig, on_gpu: bool, parameters: int) -> Held:
             f"--reference {config.reference} can compute log-probs but not answer turns while the policy answers others, and roles names "
             "the reference. Use --reference copy."
         )
-    alone = int(os.environ.get("WORLD_SIZE") or 1) == 1  # shards of split weights have not been tried
+    alone = world_size() == 1  # shards of split weights have not been tried
     master = "lora" if lora else config.master_weights or ("split" if on_gpu and adamw and alone else "fp32")
     return Held(
         master,
@@ -106,7 +107,8 @@ class HeldModel:
         if self.held.master_weights != "lora":
             self.model.save_pretrained(folder)
             return
-        self.model.save_pretrained(folder, state_dict=merged_weights(self.model))
+        # Merged into a copy: merging in place and taking out again would not give the same bf16 weights back.
+        self.model.save_pretrained(folder, state_dict={name: tensor.cpu() for name, tensor in checkpoint_weights(self.model)})
         peft = lora_config(lora_options(self.config))
         peft.base_model_name_or_path = self.config.model_name_or_path
         peft.inference_mode = True

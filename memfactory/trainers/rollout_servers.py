@@ -14,6 +14,7 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.files import new_folder
 from memfactory.engines.chat import LocalChat, Models
 from memfactory.engines.servers import ServerPool
+from memfactory.engines.weights import save_weights
 from memfactory.trainers.distributed import Replicated
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,8 @@ class RolloutWeights:
     def _push(self) -> None:
         with self.parallel.gathered():
             if self.parallel.ranks.main and self.servers is not None:
-                model = self.parallel.sampler
-                weights = {name: p.detach().to(torch.bfloat16 if self.bf16 else p.dtype) for name, p in model.named_parameters()}
                 with new_folder(self.folder) as part:
-                    model.save_pretrained(part, state_dict=weights)  # named_parameters names tied ones once
+                    save_weights(self.parallel.sampler, part, torch.bfloat16 if self.bf16 else None)
                     self.tokenizer.save_pretrained(part)
                 self.servers.load(self.folder)
         self.parallel.ranks.wait()
