@@ -168,9 +168,11 @@ class BaseTrainer(ABC):
     @property
     def total_steps(self) -> int:
         """Where the run ends, if CPU minutes do not end it first; of a budget of tokens what they will last for, judged by those spent."""
-        limit = self.config.max_rollout_tokens
-        if self.config.max_steps is not None or limit is None:
-            return self.num_steps if self.config.max_steps is None else self.config.max_steps
+        steps, limit = self.config.max_steps, self.config.max_rollout_tokens
+        if steps is not None:
+            return steps
+        if limit is None:
+            return self.num_steps
         return math.ceil(self.step * limit / self.rollout_tokens) if self.rollout_tokens else sys.maxsize
 
     def train(self) -> Path:
@@ -254,12 +256,12 @@ class BaseTrainer(ABC):
         # also when some steps had nothing to learn from.
         planned = self.step * self.updates_per_step + self._updates_in_step
         self._updates_in_step += 1
-        warming = self.updates < config.warmup_updates
-        total = self.total_steps * self.updates_per_step
-        if config.max_rollout_tokens and config.max_steps is None:  # the schedule is of the tokens: how many updates they make is not known
-            total = 1_000_000
-            planned = max(config.warmup_updates, int(total * self.rollout_tokens / config.max_rollout_tokens))
-        lr = config.lr * lr_scale(self.updates if warming else planned, config.warmup_updates, total, config.lr_schedule)
+        warmup, total = config.warmup_updates, self.total_steps * self.updates_per_step
+        if self.updates < warmup:
+            planned = self.updates
+        elif config.max_rollout_tokens and config.max_steps is None:  # how many updates the tokens will make is not known
+            warmup, planned, total = 0, self.rollout_tokens, config.max_rollout_tokens
+        lr = config.lr * lr_scale(planned, warmup, total, config.lr_schedule)
         set_lr(self.optimizers, lr)
         with self.clock.part("exchange"):
             self.parallel.sum_gradients()

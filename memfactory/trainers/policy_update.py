@@ -62,7 +62,7 @@ class PolicyUpdate:
         with evaluating(model), attending(model, self.backend):
             for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend)):
                 with autocast(self.device, self.bf16):
-                    values, _ = self._scored(holder, micro or self._nothing())
+                    values, _ = self._scored(holder, (micro or self._nothing()).to(self.device))
                 if micro is None:
                     continue
                 parts = values.float().cpu().split([len(s.response_ids) for s in micro.samples])
@@ -75,13 +75,14 @@ class PolicyUpdate:
         self.model.train()
         total = 0.0
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for micro in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.backend)):
+        for own in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.backend)):
+            micro = (own or self._nothing()).to(self.device)
             with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
-                logprobs, entropy = self._run(micro or self._nothing())
-                if micro is None:  # the others have a pass more
+                with autocast(self.device, self.bf16):
+                    logprobs, entropy = self._scored(self.parallel, micro)
+                if own is None:  # the others have a pass more
                     logprobs.sum().mul(0.0).backward()
                     continue
-                micro = micro.to(self.device)
                 if measure_mismatch:
                     pairs.append((logprobs.detach(), micro.old))
                 if self._old_is_own:
@@ -96,12 +97,8 @@ class PolicyUpdate:
             log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
 
-    def _run(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast(self.device, self.bf16):
-            return self._scored(self.parallel, micro)
-
     def _scored(self, holder: Replicated, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return holder.call(response_logprobs, micro.to(self.device), self.config.temperature, self.config.logprob_chunks)
+        return holder.call(response_logprobs, micro, self.config.temperature, self.config.logprob_chunks)
 
     def _nothing(self) -> MicroBatch:
         """Two tokens of no weight: a pass that adds no gradient."""
