@@ -28,6 +28,11 @@ def page(report: Report) -> str:
     return document("The arena", tag("main", {"id": "front"}, head, parts))
 
 
+def title_of(report: Report, row: str) -> str:
+    """What people call a row."""
+    return str(report["plan"]["rows"][row]["title"])
+
+
 def _name(line: Report) -> Html:
     anchor = line["state"] == "anchor"
     colour = "m0" if anchor else "m1" if line["state"] == "trained" else "m5"
@@ -61,12 +66,14 @@ def _score(line: Report, part: Report) -> list[Any]:
 
 
 def _gains(report: Report) -> Html:
-    return _differences(report, report["gains"], "What training gave", "gains", lambda row: f"{_title(report, row['row'])}, {row['kind']}")
+    return _differences(
+        report, report["gains"], "What training gave", "gains", lambda row: f"{title_of(report, row['row'])}, {row['kind']}"
+    )
 
 
 def _between(report: Report) -> Html:
     def named(row: Report) -> str:
-        return f"{_title(report, row['row'])} − {_title(report, row['base'])}"
+        return f"{title_of(report, row['row'])} − {title_of(report, row['base'])}"
 
     return _differences(report, report["between"], "The paradigms against each other", "between", named)
 
@@ -100,10 +107,6 @@ def _differences(report: Report, rows: Any, title: str, id: str, named: Any) -> 
     return section(title, table(columns, groups), id=id) if rows else Html()
 
 
-def _title(report: Report, row: str) -> str:
-    return report["plan"]["rows"][row]["title"]
-
-
 def _types(report: Report) -> Html:
     parts = []
     for name in report["sets"]:
@@ -134,7 +137,7 @@ def _cost(report: Report) -> Html:
         held = [(line, line["sets"][name]) for line in report["lines"] if name in line["sets"]]
         rows = [[_name(line), *(figure(part[key], ",.0f") for key in ("memory", "written", "read"))] for line, part in held]
         groups.append((name, rows))
-    trained = [[_title(report, row), f"{cost['tokens']:,.0f}", f"{cost['steps']:.0f}", f"{cost['cpu_seconds']:.0f}"]
+    trained = [[title_of(report, row), f"{cost['tokens']:,.0f}", f"{cost['steps']:.0f}", f"{cost['cpu_seconds']:.0f}"]
                for row, cost in report["training"].items() if row in report["plan"]["rows"]]  # fmt: skip
     heads = [Column("row"), Column("sampled tokens", "num"), Column("steps", "num"), Column("CPU seconds", "num")]
     lead = "For one question; what is written once for several questions is shared out among them."

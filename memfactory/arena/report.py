@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +13,11 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table as Printed
 
+from memfactory.arena.charts import draw
 from memfactory.arena.diagnosis import LOST, MEANING, diagnose
+from memfactory.arena.page import page, title_of
 from memfactory.arena.plan import Plan
-from memfactory.arena.scores import Cell, Kinds, between, gains, line_of, mean_of, read_table, training_cost
+from memfactory.arena.scores import KINDS, Cell, between, gains, line_of, mean_of, read_table, training_cost
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import write_json, write_text
 from memfactory.evaluation.report import markdown_table
@@ -56,7 +58,7 @@ def _line(plan: Plan, place: Place, line: str, sets: Mapping[str, Cell]) -> Repo
         "title": f"{row.title}, {state}" if row else ANCHORS.get(line, line), "about": row.about if row else "",
         "commands": commands(plan, place, line),
         "sets": {
-            dataset: {kind: mean_of(cell, kind) for kind in Kinds} | cell.cost | {
+            dataset: {kind: mean_of(cell, kind) for kind in KINDS} | cell.cost | {
                 "seeds": cell.seeds,
                 "types": {kind: mean_of(cell, "greedy", lambda asked, kind=kind: asked.type == kind) for kind in types},  # type: ignore[misc]
                 "lost": dict(sum((diagnose(folder, place.data(dataset)) for folder in cell.folders), start=Counter())) if row else {},
@@ -106,28 +108,30 @@ def printed(report: Report) -> Printed:
         if line["row"] != before:
             table.add_section()
         before = line["row"]
-        longest = line["sets"].get(report["sets"][-1], {})
-        costs = [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
         name = "  trained" if line["state"] == "trained" else line["title"].removesuffix(f", {BEFORE}")
         scores = [shown(part, "greedy", 2).replace(" ± 0.", " ±.") if (part := line["sets"].get(of)) else "–" for of in report["sets"]]
-        table.add_row(escape(name), *scores, *costs)
+        table.add_row(escape(name), *scores, *_costs(report, line))
     return table
+
+
+def _costs(report: Report, line: Report) -> list[str]:
+    """Words of the memory, tokens written and read, on the longest dialogues."""
+    longest = line["sets"].get(report["sets"][-1], {})
+    return [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
 
 
 def _cells(report: Report) -> list[list[str]]:
     lines = []
     for line in report["lines"]:
         sets: Mapping[str, Any] = line["sets"]
-        longest = sets.get(report["sets"][-1], {})
-        scores = [shown(sets[name], kind) if name in sets else "–" for name in report["sets"] for kind in Kinds]
-        costs = [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
-        lines.append([line["title"], *scores, *costs])
+        scores = [shown(sets[name], kind) if name in sets else "–" for name in report["sets"] for kind in KINDS]
+        lines.append([line["title"], *scores, *_costs(report, line)])
     return lines
 
 
 def markdown(report: Report) -> str:
     """The whole report in Markdown."""
-    heads = [f"{name}, {kind}" for name in report["sets"] for kind in Kinds]
+    heads = [f"{name}, {kind}" for name in report["sets"] for kind in KINDS]
     parts = [
         "# The arena",
         "Exact match over all questions (those whose answer is `unknown` included) with 95 % intervals over dialogues; greedy, and sampled "
@@ -153,17 +157,15 @@ def _signed(row: Mapping[str, Any]) -> str:
 
 
 def _gains(report: Report) -> str:
-    titles = {line["row"]: line["title"].rpartition(",")[0] for line in report["lines"] if line["row"]}
-    rows = [[titles[row["row"]], row["set"], row["kind"], _signed(row), row["verdict"]] for row in report["gains"]]
+    rows = [[title_of(report, row["row"]), row["set"], row["kind"], _signed(row), row["verdict"]] for row in report["gains"]]
     return markdown_table([["", "set", "", "trained - untrained", ""], *rows], right=[3])
 
 
 def _between(report: Report) -> str:
-    titles = {line["row"]: line["title"].rpartition(",")[0] for line in report["lines"] if line["row"]}
     rows = [
         [
             row["set"],
-            f"{titles[row['row']]} - {titles[row['base']]}",
+            f"{title_of(report, row['row'])} - {title_of(report, row['base'])}",
             _signed(row),
             "–" if row["p_holm"] is None else f"{row['p_holm']:.4f}",
         ]
@@ -197,9 +199,8 @@ def _losses(report: Report) -> str:
 
 
 def _training(report: Report) -> str:
-    titles = {line["row"]: line["title"].rpartition(",")[0] for line in report["lines"] if line["row"]}
     rows = [
-        [titles.get(row, row), f"{cost['tokens']:,.0f}", f"{cost['steps']:.0f}", f"{cost['cpu_seconds']:.0f}"]
+        [title_of(report, row), f"{cost['tokens']:,.0f}", f"{cost['steps']:.0f}", f"{cost['cpu_seconds']:.0f}"]
         for row, cost in report["training"].items()
     ]
     return markdown_table([["", "sampled tokens", "steps", "CPU seconds"], *rows], right=range(1, 9))
@@ -207,17 +208,9 @@ def _training(report: Report) -> str:
 
 def write_report(plan: Plan, place: Place) -> Report:
     """Write report.json, report.md, report.html and the charts; returns the report."""
-    from memfactory.arena.charts import draw
-    from memfactory.arena.page import page
-
     report = make_report(plan, place)
     write_json(place.root / "report.json", report)
     write_text(place.root / "report.md", markdown(report))
     write_text(place.root / "report.html", page(report))
     draw(report, place.root)
     return report
-
-
-def lines_of(report: Report, state: str) -> Sequence[Report]:
-    """Anchors, untrained or trained lines."""
-    return [line for line in report["lines"] if line["state"] == state]

@@ -16,15 +16,16 @@ from typing import Any
 from memfactory.arena.plan import Plan
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import read_jsonl
+from memfactory.evaluation.by_type import interval_of
 from memfactory.evaluation.compare import number
 from memfactory.evaluation.costs import cost_rows
 from memfactory.evaluation.estimates import holm
 from memfactory.evaluation.jobs import Job, load_scores
-from memfactory.evaluation.ledger import read_attempts
+from memfactory.evaluation.ledger import GREEDY, SAMPLED
 from memfactory.evaluation.questions import Asked, rows_of
-from memfactory.evaluation.statistics import clustered_mean, paired_difference, verdict
+from memfactory.evaluation.statistics import paired_difference, verdict
 
-Kinds = ("sampled", "greedy")
+KINDS = (SAMPLED, GREEDY)
 
 
 @dataclass
@@ -74,7 +75,7 @@ def line_of(plan: Plan, job: Job) -> str:
 
 def _cell(jobs: Sequence[Job]) -> Cell:
     cell = Cell(folders=[Path(job.folder) for job in jobs])
-    table: dict[str, dict[str, list[float]]] = {kind: defaultdict(list) for kind in Kinds}
+    table: dict[str, dict[str, list[float]]] = {kind: defaultdict(list) for kind in KINDS}
     asked: dict[str, Asked] = {}
     for job in jobs:
         own: list[float] = []
@@ -85,7 +86,7 @@ def _cell(jobs: Sequence[Job]) -> Cell:
             own += [score] if row.kind == "greedy" else []
         cell.seeds[job.model_name] = sum(own) / max(len(own), 1)
     cell.asked = list(asked.values())
-    cell.scores = {kind: [table[kind][name] for name in asked] for kind in Kinds}
+    cell.scores = {kind: [table[kind][name] for name in asked] for kind in KINDS}
     cell.cost = _cost(jobs)
     return cell
 
@@ -95,27 +96,23 @@ def _cost(jobs: Sequence[Job]) -> dict[str, float]:
     rows = [row for row in cost_rows(found) if not row["stage"]]
     written = sum(row["completion_tokens"] for row in rows if row["part"] == "writing") / len(jobs)
     read = sum(row["prompt_tokens"] for row in rows) / len(jobs)
-    return {"written": written, "read": read, "memory": _words(jobs)}
-
-
-def _words(jobs: Sequence[Job]) -> float:
-    """Words of a memory at the end, of all attempts; memories are kept in words."""
-    sizes = [len(str(attempt.memory or "").split()) for job in jobs for attempt in read_attempts(Path(job.folder))]
-    return sum(sizes) / max(len(sizes), 1)
+    attempts = [attempt for sets in found.values() for scores in sets.values() for attempt in scores.attempts.values()]
+    words = sum(len(str(attempt.memory or "").split()) for attempt in attempts) / max(len(attempts), 1)
+    return {"written": written, "read": read, "memory": words}
 
 
 def mean_of(cell: Cell, kind: str, chosen: Callable[[Asked], bool] = lambda _: True) -> dict[str, float | None]:
     """{"mean", "low", "high", "n"} of some questions of a cell."""
     scores, clusters = cell.of(kind, chosen)
-    mean = clustered_mean(scores, clusters=clusters)
-    low, high = mean.interval()
-    return {"mean": number(mean.value), "low": number(max(low, 0.0)), "high": number(min(high, 1.0)), "n": mean.n}
+    mean, low, high = interval_of(scores, clusters)
+    scored = sum(any(not math.isnan(score) for score in row) for row in scores)
+    return {"mean": number(mean), "low": number(low), "high": number(high), "n": scored}
 
 
-def difference(before: Cell, after: Cell, kind: str, chosen: Callable[[Asked], bool] = lambda _: True) -> dict[str, Any]:
+def difference(before: Cell, after: Cell, kind: str) -> dict[str, Any]:
     """after - before on the same questions, with its interval and verdict."""
     kept = {asked.id for asked in after.asked}
-    both = [asked.id for asked in before.asked if asked.id in kept and chosen(asked)]
+    both = [asked.id for asked in before.asked if asked.id in kept]
     places = [{asked.id: at for at, asked in enumerate(cell.asked)} for cell in (before, after)]
     a, b = ([cell.scores[kind][place[name]] for name in both] for cell, place in zip((before, after), places, strict=True))
     pair = paired_difference(a, b, clusters=[before.asked[places[0][name]].cluster for name in both])
@@ -135,7 +132,7 @@ def gains(plan: Plan, table: Table) -> list[dict[str, Any]]:
         for row in plan.rows
         if (after := table.get(f"{row} trained"))
         for dataset in after
-        for kind in Kinds
+        for kind in KINDS
         if dataset in table.get(f"{row} {BEFORE}", {})
     ]
 

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,8 +160,3 @@ def evaluate(plan: Plan, place: Place, workers: int, console: Console) -> int:
 def cores(asked: int) -> int:
     """Processes at a time."""
     return asked or os.cpu_count() or 1
-
-
-def names_of(jobs: Sequence[Job]) -> list[str]:
-    """Models in their order."""
-    return list(dict.fromkeys(job.model_name for job in jobs))
