@@ -66,6 +66,11 @@ class PromptTooLong(InfrastructureError):
     """A prompt that does not fit: the example is unusable under these limits, which is not the policy's doing."""
 
 
+def in_one_line(error: BaseException, limit: int = 300) -> str:
+    """What an error says, without line breaks and at most `limit` characters; one that says nothing says its type."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], advice: str = "") -> UnknownNameError:
     """The error for a name that nobody knows: the bad value, the nearest known one, all known ones, the next step."""
     names = sorted(known)

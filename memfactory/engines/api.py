@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from memfactory.common.errors import ConfigError, InfrastructureError, ServerTimeout
+from memfactory.common.errors import ConfigError, InfrastructureError, ServerTimeout, in_one_line
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.types import Finish, Messages, Sampling, Turn
@@ -119,14 +119,16 @@ class APIChat:
             self.stats["timeouts"] += 1
             return ServerTimeout(f"{self} did not answer within {self.timeout:g} s, {tries}.")
         if isinstance(error, openai.RateLimitError):
-            return InfrastructureError(f"{self} refused for its rate limit, {tries}: {_said(error)}")
+            return InfrastructureError(f"{self} refused for its rate limit, {tries}: {in_one_line(error)}")
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            return ConfigError(f"{self} refused the key ({_said(error)}). Set OPENAI_API_KEY in .env or the environment.")
+            return ConfigError(f"{self} refused the key ({in_one_line(error)}). Set OPENAI_API_KEY in .env or the environment.")
         if isinstance(error, openai.NotFoundError):
-            return ConfigError(f"{self}: no such model or address ({_said(error)}). Check LLM_MODEL (or api:NAME) and OPENAI_BASE_URL.")
+            return ConfigError(
+                f"{self}: no such model or address ({in_one_line(error)}). Check LLM_MODEL (or api:NAME) and OPENAI_BASE_URL."
+            )
         if isinstance(error, openai.APIConnectionError):
             return InfrastructureError(f"{self} cannot be reached, {tries}: {error.__cause__ or error}")
-        return InfrastructureError(f"{self} failed: {_said(error)}")
+        return InfrastructureError(f"{self} failed: {in_one_line(error)}")
 
     def _read(self, reply: Any) -> tuple[str, Finish]:
         """Text and finish of a reply, if it is one."""
@@ -152,7 +154,3 @@ def _forget(client: openai.AsyncOpenAI, loop: asyncio.AbstractEventLoop) -> None
     """Close a client nobody holds any more, on the loop that it lives on."""
     if loop.is_running():
         asyncio.run_coroutine_threadsafe(client.close(), loop)
-
-
-def _said(error: openai.OpenAIError) -> str:
-    return " ".join(str(error).split())[:300]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong
+from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import run, seed_of
@@ -80,7 +80,8 @@ class ServerPool:
             except openai.OpenAIError as error:
                 await _closed(made)
                 raise ConfigError(
-                    f"The rollout server {server.root} does not answer ({_said(error)}). Start it first: docs/scaling.md has the command."
+                    f"The rollout server {server.root} does not answer ({in_one_line(error.__cause__ or error)}). Start it first: "
+                    "docs/scaling.md has the command."
                 ) from error
             server.model = listed.data[0].id if listed.data else ""
             try:
@@ -142,13 +143,13 @@ class ServerPool:
                 top_p=sampling.top_p, seed=seed_of(sampling.stream), logprobs=0, extra_body=more | {"skip_special_tokens": False},
             )  # fmt: skip
         except openai.BadRequestError as error:
-            said = _said(error)
+            said = in_one_line(error.__cause__ or error)
             kind = PromptTooLong if "context length" in said or "maximum model length" in said else ConfigError
             raise kind(f"{server.root} refused a request: {said}") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            raise ConfigError(f"{server.root} refused a request: {_said(error)}") from error
+            raise ConfigError(f"{server.root} refused a request: {in_one_line(error.__cause__ or error)}") from error
         except (openai.OpenAIError, ValueError) as error:
-            raise InfrastructureError(f"{server.root} failed: {_said(error)}") from error
+            raise InfrastructureError(f"{server.root} failed: {in_one_line(error.__cause__ or error)}") from error
         server.served += 1
         return _completion(server.root, reply, sampling.max_tokens)
 
@@ -173,7 +174,3 @@ def _completion(root: str, reply: Any, most: int) -> Completion:
 async def _closed(servers: list[_Server]) -> None:
     for server in servers:
         await server.client.close()
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:300]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong
+from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import seed_of
@@ -189,7 +189,7 @@ class VLLMEngine:
         error = InfrastructureError("The engine was stopped.") if driver.cancelled() else driver.exception()
         if error is None:
             return
-        self._unusable = self._unusable or f"vLLM failed before ({_one_line(error)}); load the model again."
+        self._unusable = self._unusable or f"vLLM failed before ({in_one_line(error, 400)}); load the model again."
         for request in (*self._waiting, *self._running.values()):
             if not request.future.done():
                 request.future.set_exception(error)
@@ -208,7 +208,7 @@ class VLLMEngine:
             try:
                 llm.add_request(name, tokens_input(request.prompt), request.parameters)
             except (VLLMError, ValueError) as error:
-                ended.append((name, InfrastructureError(f"vLLM refused a request: {_one_line(error)}")))
+                ended.append((name, InfrastructureError(f"vLLM refused a request: {in_one_line(error, 400)}")))
         given_up = [name for name, request in self._running.items() if request.future.done()]
         if given_up:
             llm.abort_request(given_up)
@@ -230,7 +230,7 @@ class VLLMEngine:
                 logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
         except (VLLMError, ValueError) as error:
-            raise ConfigError(f"vLLM cannot sample so: {_one_line(error)}") from error
+            raise ConfigError(f"vLLM cannot sample so: {in_one_line(error, 400)}") from error
 
     def _completion(self, output: Any) -> Completion | Exception:
         if output.finish_reason not in ("stop", "length"):
@@ -275,7 +275,7 @@ def _make(source: str, options: dict[str, Any]) -> LLMEngine:
         made = True
         return engine
     except (VLLMError, ValueError) as error:
-        raise ConfigError(f"vLLM cannot open {source!r}: {_one_line(error)}") from error
+        raise ConfigError(f"vLLM cannot open {source!r}: {in_one_line(error, 400)}") from error
     finally:
         if not made:
             cleanup_dist_env_and_memory()
@@ -292,7 +292,3 @@ def _left_as_it_was() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads = set_num_threads
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__

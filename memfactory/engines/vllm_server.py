@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
 
 if TYPE_CHECKING:
     import openai
@@ -67,8 +67,4 @@ class VLLMServer:
         except openai.NotFoundError as error:
             raise ConfigError(f"{self} has no {path.partition('?')[0]}: it is not in development mode. {_START}") from error
         except openai.OpenAIError as error:
-            raise InfrastructureError(f"{self} failed at {path.partition('?')[0]}: {_one_line(error.__cause__ or error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+            raise InfrastructureError(f"{self} failed at {path.partition('?')[0]}: {in_one_line(error.__cause__ or error, 400)}") from error

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
 
@@ -100,7 +100,7 @@ class SentenceTransformersEmbedder:
         try:
             self._model = SentenceTransformer(model, device=device)
         except OSError as error:
-            raise ConfigError(f"No sentence-transformers model at {model!r}: {_line(error)}. Give a hub name or a folder.") from error
+            raise ConfigError(f"No sentence-transformers model at {model!r}: {in_one_line(error)}. Give a hub name or a folder.") from error
         self.name = f"sentence_transformers:{model}"
         self._batch_size = batch_size
 
@@ -163,13 +163,15 @@ class OpenAIEmbedder:
         try:
             reply = self._client.embeddings.create(model=self.model, input=texts, encoding_format="float")
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ConfigError(f"{self.name} refused the key ({_line(error)}). Set EMBEDDING_API_KEY in .env or the environment.") from error
+            raise ConfigError(
+                f"{self.name} refused the key ({in_one_line(error)}). Set EMBEDDING_API_KEY in .env or the environment."
+            ) from error
         except openai.NotFoundError as error:
             raise ConfigError(
-                f"{self.name}: no such model or address ({_line(error)}). Check EMBEDDING_MODEL and EMBEDDING_BASE_URL."
+                f"{self.name}: no such model or address ({in_one_line(error)}). Check EMBEDDING_MODEL and EMBEDDING_BASE_URL."
             ) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON, or one without data
-            raise InfrastructureError(f"{self.name} failed: {_line(error)}") from error
+            raise InfrastructureError(f"{self.name} failed: {in_one_line(error)}") from error
         data = getattr(reply, "data", None)
         by_index = {getattr(entry, "index", None): getattr(entry, "embedding", None) for entry in data or ()}
         rows: list[list[float]] = [row for at in range(len(texts)) if (row := by_index.get(at)) is not None and _is_vector(row)]
@@ -184,10 +186,6 @@ class OpenAIEmbedder:
 
 def _is_vector(row: Any) -> bool:
     return isinstance(row, list) and bool(row) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in row)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 class CachedEmbedder:

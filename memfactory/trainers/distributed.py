@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
-from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
 from memfactory.engines.base import event_loop
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -62,7 +62,7 @@ class Ranks:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
             except (ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"WORLD_SIZE is {size}, but the {size} processes could not meet: {_one_line(error)}. "
+                    f"WORLD_SIZE is {size}, but the {size} processes could not meet: {in_one_line(error, 200)}. "
                     "Start them with `accelerate launch` (docs/scaling.md), or unset WORLD_SIZE to train in one."
                 ) from error
         return cls(dist.get_rank(), dist.get_world_size())
@@ -128,12 +128,8 @@ def explained(error: RuntimeError, ranks: Ranks) -> Exception | None:
         return None
     return InfrastructureError(
         f"Rank {ranks.rank} of {ranks.size} lost the others: a process has ended, was killed (memory?), or its machine cannot be reached. "
-        f"What ended it stands above, or in that machine's log. --resume True goes on from the last checkpoint. ({_one_line(error)})"
+        f"What ended it stands above, or in that machine's log. --resume True goes on from the last checkpoint. ({in_one_line(error, 200)})"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def dealt(names: Sequence[str], sizes: Sequence[float], ranks: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.errors import ConfigError, StoreError, in_one_line
 
 T = TypeVar("T")
 Rows = list[list[Any]]
@@ -137,15 +137,15 @@ class BoltClient:
         try:
             yield
         except (known.ConfigurationError, ValueError) as error:
-            raise ConfigError(f"The graph server at {self.uri!r} cannot be used: {_line(error)}. {_EXAMPLE}") from error
+            raise ConfigError(f"The graph server at {self.uri!r} cannot be used: {in_one_line(error)}. {_EXAMPLE}") from error
         except known.ConstraintError as error:  # nothing that we write breaks one, unless somebody else wrote it just now
-            raise Conflict(f"{self.uri}: another writer was first ({_line(error)}).") from error
+            raise Conflict(f"{self.uri}: another writer was first ({in_one_line(error)}).") from error
         except known.Neo4jError as error:
             raise self._refusal(error) from error
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise StoreError(f"The graph server at {self.uri} did not answer within {limit:g} s. {self._advice}") from error
         except (known.DriverError, OSError) as error:
-            raise StoreError(f"The graph server at {self.uri} cannot be reached: {_line(error)}. {self._advice}") from error
+            raise StoreError(f"The graph server at {self.uri} cannot be reached: {in_one_line(error)}. {self._advice}") from error
 
     def _refusal(self, error: Any) -> Exception:
         """What the server answered with an error code."""
@@ -155,7 +155,7 @@ class BoltClient:
         if "DatabaseNotFound" in code:
             return ConfigError(f"The graph server at {self.uri} has no database {self.database!r}. Give another `database`.")
         kind = Conflict if error.is_retryable() else StoreError
-        return kind(f"The graph server at {self.uri} failed ({code}): {_line(error)}")
+        return kind(f"The graph server at {self.uri} failed ({code}): {in_one_line(error)}")
 
 
 def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
@@ -196,7 +196,3 @@ def _is_plain(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
