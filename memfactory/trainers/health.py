@@ -22,11 +22,11 @@ from torch import nn
 from memfactory.algorithms.packing import MicroBatch
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import MemFactoryError, OutOfMemory
+from memfactory.trainers.memory_plan import GIB, lengths, slots_wanted
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
 
-GIB = 2**30
 
 PEAKS = {
     "GB300": 2500, "B300": 2500, "GB200": 2500, "B200": 2250, "B100": 1800, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100 NVL": 835,
@@ -203,7 +203,7 @@ def advice(part: str, config: TrainConfig, asked: float | None, state: str) -> s
 
 
 def _rollout_tips(config: TrainConfig) -> list[str]:
-    slots = min(config.engine_slots, config.examples_per_step * config.num_generations)
+    slots = slots_wanted(config)
     return [
         f"--engine_slots {max(1, slots // 2)} (now {slots} in use): half the key-value cache, which grows with slots x longest turn; "
         "no sample changes",
@@ -213,7 +213,7 @@ def _rollout_tips(config: TrainConfig) -> list[str]:
 
 
 def _update_tips(config: TrainConfig) -> list[str]:
-    budget, longest = config.tokens_per_micro_batch, _longest_turn(config)
+    budget, longest = config.tokens_per_micro_batch, sum(lengths(config))
     tips = [] if config.gradient_checkpointing else ["--gradient_checkpointing True: an eighth of the activations, a third more time"]
     if budget > longest:
         tips.append(
@@ -244,11 +244,6 @@ def _without_reference(config: TrainConfig) -> list[str]:
     if config.beta <= 0 or config.reference in ("cpu", "lora"):
         return []
     return ["--reference cpu: it is streamed from there, or --beta 0: none is held"]
-
-
-def _longest_turn(config: TrainConfig) -> int:
-    response = config.max_generate_length or 1024
-    return (config.max_prompt_length or (config.chunk_size or 5000) + response + 512) + response
 
 
 def _shorter(config: TrainConfig) -> list[str]:
