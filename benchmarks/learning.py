@@ -156,7 +156,7 @@ def report(args: argparse.Namespace) -> str:
                 f"| {arm} | {seed} | {cpu_and_steps(folder)} | {mean.value:.3f} ± {mean.se:.3f} | {scores.greedy_mean.value:.3f} | "
                 f"{gains[0]} | {gains[1]} |"
             )
-    return "\n".join([*lines, *against(arms), *per_kind(skill, base, arms)]) + "\n"
+    return "\n".join([*lines, *against(arms), *over_seeds(skill, arms), *per_kind(skill, base, arms)]) + "\n"
 
 
 def against(arms: dict[str, dict[str, Scores]]) -> list[str]:
@@ -180,6 +180,29 @@ def against(arms: dict[str, dict[str, Scores]]) -> list[str]:
         "|---|--:" + "|--:" * len(sets) + "|",
     ]
     return [*heading, *lines] if lines else []
+
+
+def over_seeds(skill: Skill, arms: dict[str, dict[str, Scores]]) -> list[str]:
+    """Each arm less the one it is meant to stand beside, over all seeds that both have, paired by example."""
+    lines = []
+    for name, arm in skill.arms.items():
+        seeds = [
+            key.rpartition("-")[2] for key in arms if key.rpartition("-")[0] == name and f"{arm.beside}-{key.rpartition('-')[2]}" in arms
+        ]
+        for data in skill.sets if seeds else ():
+            cells = []
+            for metric in ("sampled", "greedy"):
+                pair = paired_difference(*(_together(arms, which, seeds, data, metric) for which in (arm.beside, name)))
+                cells.append(f"{pair.diff:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}]")
+            lines.append(f"| {name} less {arm.beside} | {data} | {', '.join(seeds)} | {cells[0]} | {cells[1]} |")
+    heading = ["", "### Over all seeds", "", "| arms | set | seeds | sampled [95 %] | greedy [95 %] |", "|---|---|---|--:|--:|"]
+    return [*heading, *lines] if lines else []
+
+
+def _together(arms: dict[str, dict[str, Scores]], arm: str, seeds: list[str], data: str, metric: str) -> list[list[float]]:
+    """Each example's scores, those of all seeds in one list."""
+    tables = [getattr(arms[f"{arm}-{seed}"][data], metric) for seed in seeds]
+    return [[score for row in rows for score in row] for rows in zip(*tables, strict=True)]
 
 
 def main() -> None:

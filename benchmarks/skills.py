@@ -26,6 +26,8 @@ class Arm:
     """seed -> rows: more supervised steps instead of reinforcement learning."""
     roles: dict[str, str] = field(default_factory=dict)
     """Who answers which stage, in training and in evaluation; the reference is the base."""
+    beside: str = ""
+    """An arm that this one is compared with over all seeds together."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Skill:
 
 
 RULES = {"device": "cpu", "threads": 1}
+PLAIN = {"packing": "rows", "logprob_chunks": "dense", "share_prefixes": False, "master_weights": "fp32", "moments": "fp32"}
+OPTIMISED = {
+    "packing": "tree", "logprob_chunks": "chunked", "share_prefixes": True, "master_weights": "split", "moments": "8bit",
+    "offload_optimizer": True, "gradient_checkpointing": True,
+}  # fmt: skip
 
 MEMAGENT = Skill(
     config="examples/configs/tiny.yaml",
@@ -58,6 +65,8 @@ MEMAGENT = Skill(
     sft_steps=1600,
     arms={
         "grpo": Arm("the configuration as it ships"),
+        "plain": Arm("nothing that saves time or memory is on", PLAIN),
+        "optimised": Arm("all that saves time or memory on a CPU is on", OPTIMISED, beside="plain"),
         # Its updates are shorter: more steps for the same minutes.
         "final_turn": Arm("only the answer turn is paid", {"credit": "final_turn", "max_steps": 164}),
         "public_style": Arm(

@@ -114,7 +114,7 @@ def _start(config: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     write_text(file, yaml.safe_dump(config, sort_keys=False))
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(config.get("threads") or 1)}
     with folder.with_suffix(".log").open("ab") as log:
-        command = [sys.executable, "-m", "memfactory.cli", "train", str(file), "--resume", "True"]
+        command = [sys.executable, "-m", "memfactory.arena.training", str(file), str(os.getpid())]
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 
 

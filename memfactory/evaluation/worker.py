@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,6 +15,7 @@ import transformers
 
 from memfactory.common.errors import NotApplicableError, UserError
 from memfactory.common.files import read_json
+from memfactory.common.processes import end_with
 from memfactory.evaluation.jobs import Job, run_job
 
 LEFT_OUT = 4
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     if "--parent" in words:
         at = words.index("--parent")
-        threading.Thread(target=_watch, args=(int(words[at + 1]),), daemon=True).start()
+        end_with(int(words[at + 1]))
         del words[at : at + 2]
     try:
         if len(words) != 1:
@@ -46,13 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).error("Error: %s", error)
         return 2
     return 0
-
-
-def _watch(parent: int) -> None:
-    """End with the parent, whatever ended it: a second evaluation must not meet a first one's orphans."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(3)
 
 
 def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
