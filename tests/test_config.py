@@ -22,7 +22,7 @@ PUBLIC = set(
 """What the public launchers pass."""
 
 FLAGS = PUBLIC | set(
-    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature engine_slots "
+    "trainer eval_data_path agent_options env_options trainer_options roles plugins temperature frozen_temperature engine_slots "
     "engine_graphs decode_attention share_prefixes advantage credit loss "
     "aggregation clip_low clip_high dual_clip truncated truncated_penalty old_logprobs num_minibatches num_iterations optimizer "
     "weight_decay adam_beta1 adam_beta2 warmup_updates lr_schedule max_grad_norm tokens_per_micro_batch logprob_chunks share_prompts "
@@ -161,6 +161,7 @@ def test_what_is_not_json_is_named_with_an_example(name: str) -> None:
         ({"num_generations": -1}, "--num_generations -1"),
         ({"epoch": 0}, "--epoch 0"),
         ({"temperature": 0.0}, "--temperature 0.0: training samples"),
+        ({"frozen_temperature": -0.5}, "--frozen_temperature -0.5: must be at least 0"),
         ({"old_logprobs": "froze"}, "'froze'. Did you mean 'frozen'?"),
         ({"aggregation": "constant"}, "--aggregation constant divides by the most tokens of a turn, and --max_generate_length is None"),
     ],

@@ -10,7 +10,10 @@ import time
 
 import pytest
 
-CHILD = "import os, time; from memfactory.common.processes import end_with; end_with(os.getppid(), 0.02); print(os.getpid(), flush=True); time.sleep(60)"
+CHILD = (
+    "import os, time; from memfactory.common.processes import end_with; end_with(os.getppid(), 0.02); "
+    "print(os.getpid(), flush=True); time.sleep(60)"
+)
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
 
 

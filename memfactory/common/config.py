@@ -61,6 +61,9 @@ class TrainConfig:
     gradient_accumulation_steps: int = option(1, "Multiplies batch_size: all these examples are rolled out together.")
     num_generations: int = option(8, "Attempts per example (G), the group that rewards are compared in.")
     temperature: float = option(1.0, "Sampling temperature; the log-probs of training use it too.")
+    frozen_temperature: float | None = option(
+        None, "Of stages that roles give to other models, as a frozen reader: 0 is greedy. Default: temperature."
+    )
     chunk_size: int | None = option(None, "Tokens of text per reading turn (memagent).")
     max_chunk_number: int | None = option(None, "Most chunks in training; longer texts lose their middle (counted).")
     max_prompt_length: int | None = option(None, "Most tokens of any prompt; an example over it is left out and counted.")
@@ -162,6 +165,8 @@ class TrainConfig:
                 raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
         if self.temperature <= 0:
             raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
+        if self.frozen_temperature is not None and self.frozen_temperature < 0:
+            raise ConfigError(f"--frozen_temperature {self.frozen_temperature}: must be at least 0, which is greedy.")
         if self.aggregation == "constant" and not self.max_generate_length:
             raise ConfigError(
                 f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "

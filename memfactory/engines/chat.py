@@ -70,6 +70,9 @@ class Models:
     def __init__(self, chats: Mapping[str, ChatModel], roles: Mapping[str, str] | None = None) -> None:
         self.chats = dict(chats)
         self.roles = dict(roles or {})
+        self.frozen_temperature: float | None = None
+        """Of stages that the policy does not answer, in rollouts for training; None: as the policy's. What a frozen reader draws is noise
+        on the reward of what it was given to read."""
         if "policy" in self.chats:
             self.chats.setdefault("policy_nograd", self.chats["policy"])
         for stage, role in self.roles.items():
@@ -101,7 +104,14 @@ class Models:
     def uncapped(self) -> Models:
         """The same models without a limit on prompts: evaluation has none."""
         free = {n: replace(c, max_prompt_length=None) if isinstance(c, LocalChat) else c for n, c in self.chats.items()}
-        return Models(free, self.roles)
+        models = Models(free, self.roles)
+        models.frozen_temperature = self.frozen_temperature
+        return models
+
+    def temperature(self, role: str, given: float) -> float:
+        """What a role samples at in training."""
+        is_policy = role in ("policy", "policy_nograd")
+        return given if is_policy or self.frozen_temperature is None else self.frozen_temperature
 
     def session(self, *, sampling: Sampling, stream: tuple[int, ...], training: bool, trajectory: Trajectory | None = None) -> Session:
         """A fresh line for one attempt. `sampling` holds the temperature and top-p; modules say the length."""
@@ -132,7 +142,8 @@ class Session:
         if role not in self.models.chats:
             here = ", ".join(self.models.chats) or "none"
             raise ConfigError(f"The stage {stage} is answered by {role!r}, but no such model was made. Here: {here}.")
-        sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at))
+        warm = self.models.temperature(role, self.sampling.temperature) if self.training else self.sampling.temperature
+        sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at), temperature=warm)
         turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
         asked = time.perf_counter()
         turn = await self.models.chats[role].chat(messages, stage, sampling)

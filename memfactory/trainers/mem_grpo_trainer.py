@@ -123,6 +123,7 @@ class MemTrainer(BaseTrainer):
             roles=roles, reference=self.reference.resident if self.reference is not None else None, policy=self._copy_of_the_policy(),
             options=engine | {"longest": longest_turn(self.agent)},
         )  # fmt: skip
+        self.models.frozen_temperature = config.frozen_temperature
         self.agent.attach(self.models)
         self.weights = RolloutWeights(self.parallel, self.models, config, self.bf16)
         self._peak = peak_flops(self.device, self.bf16)
