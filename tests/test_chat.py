@@ -70,6 +70,27 @@ def test_a_stage_is_answered_by_the_model_of_its_role() -> None:
 
 
 @pytest.mark.parametrize(
+    ("role", "training", "frozen", "temperature"),
+    [
+        ("policy", True, 0.0, 0.7), ("policy_nograd", True, 0.0, 0.7), ("reference", True, 0.0, 0.0), ("reference", True, None, 0.7),
+        ("reference", False, 0.0, 0.7),
+    ],
+)  # fmt: skip
+def test_in_training_what_the_policy_does_not_answer_has_a_temperature_of_its_own(
+    role: str, training: bool, frozen: float | None, temperature: float
+) -> None:
+    class Thermometer:
+        async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
+            return Turn(stage, (), (), (), str(sampling.temperature), "stop", trainable=False)
+
+    models = Models({"policy": Thermometer(), "reference": Thermometer()}, {"answer": role})
+    models.frozen_temperature = frozen
+    for known in (models, models.uncapped()):
+        line = known.session(sampling=Sampling(0, 0.7), stream=(0,), training=training)
+        assert float(chat(line, "answer").text) == temperature
+
+
+@pytest.mark.parametrize(
     ("role", "training", "trainable"),
     [("policy", True, True), ("policy", False, False), ("policy_nograd", True, False), ("reference", True, False)],
 )
