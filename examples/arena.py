@@ -13,9 +13,10 @@ from rich.console import Console
 
 from memfactory.arena.plan import ArenaConfig, read_plan
 from memfactory.arena.report import printed, write_report
-from memfactory.arena.work import Place, cores, evaluate, make_data, train_all
+from memfactory.arena.work import Place, evaluate, make_data, train_all
 from memfactory.cli import guarded
 from memfactory.common.flags import parse_flags
+from memfactory.evaluation.orchestrator import alone
 
 console = Console()
 
@@ -25,11 +26,12 @@ def main() -> int:
     config, rest = parse_flags(ArenaConfig, sys.argv[1:], "examples/arena.sh")
     if rest:
         raise SystemExit(f"examples/arena.sh takes no {rest[0]!r}; --help lists its options.")
-    plan, place, workers = read_plan(config), Place(Path(config.output_dir)), cores(config.workers)
-    make_data(plan, place)
-    train_all(plan, place, workers, console)
-    code = evaluate(plan, place, workers, console)
-    report = write_report(plan, place)
+    plan, place = read_plan(config), Place(Path(config.output_dir))
+    with alone(place.root):
+        make_data(plan, place)
+        train_all(plan, place, config.workers, console)
+        code = evaluate(plan, place, config.workers, console)
+        report = write_report(plan, place)
     console.print(printed(report))
     console.print(
         f"Look at {place.root / 'report.html'} and scores.png beside it; every attempt is in {place.scores / 'report.html'}.",

@@ -23,7 +23,7 @@ class ArenaConfig:
     seeds: list[int] = option([], "Only these seeds.")
     budget: int | None = option(None, "Sampled tokens of training, the same for each row and seed.")
     limit: int = option(0, "Only so many dialogues of each held-out set; 0: all.")
-    workers: int = option(0, "Trainings and evaluations at a time; 0: as many as there are cores.")
+    workers: int = option(0, "Trainings and evaluations at a time; 0: as many as there are GPUs, or cores.")
     output_dir: str = option("output/arena", "Where data, runs, ledgers and the report go; what is there is not made again.")
 
 

@@ -25,7 +25,7 @@ from memfactory.data.generators import synth_dialog as _generator  # noqa: F401 
 from memfactory.evaluation.anchors import kinds_of, with_anchors
 from memfactory.evaluation.config import EvalConfig, slug
 from memfactory.evaluation.jobs import Job
-from memfactory.evaluation.orchestrator import evaluate_jobs
+from memfactory.evaluation.orchestrator import evaluate_jobs, gpus
 
 BEFORE = "untrained"
 
@@ -77,42 +77,52 @@ def train_config(plan: Plan, row: ArenaRow, seed: int, place: Place) -> dict[str
 
 
 def train_all(plan: Plan, place: Place, workers: int, console: Console) -> None:
-    """Every training that is not done, `workers` at a time; one that fails ends the arena with its last words."""
+    """Every training that is not done, `workers` at a time (0: one a GPU, else one a core); one that fails ends the arena with its last
+    words."""
     waiting = [(row, seed) for seed in plan.seeds for row in plan.rows.values() if not _done(place.run(plan.run_name(row.name, seed)))]
     if not waiting:
         return
-    running: list[tuple[str, subprocess.Popen[bytes]]] = []
+    free, running = _devices(workers), list[tuple[str, str, subprocess.Popen[bytes]]]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=1) as progress:
         task = progress.add_task("trainings", total=len(waiting))
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                while waiting and free:
                     row, seed = waiting.pop(0)
-                    name = plan.run_name(row.name, seed)
-                    running.append((name, _start(train_config(plan, row, seed, place), place.run(name))))
+                    name, device = plan.run_name(row.name, seed), free.pop(0)
+                    running.append((name, device, _start(train_config(plan, row, seed, place), place.run(name), device)))
                 time.sleep(0.2)
-                progress.update(task, description=f"training {', '.join(name for name, _ in running)}")
-                for name, process in [pair for pair in running if pair[1].poll() is not None]:
-                    running.remove((name, process))
+                progress.update(task, description=f"training {', '.join(name for name, _, _ in running)}")
+                for ended in [one for one in running if one[2].poll() is not None]:
+                    name, device, process = ended
+                    running.remove(ended)
+                    free.append(device)
                     if process.returncode:
                         raise InfrastructureError(_last_words(place.run(name), process.returncode))
                     write_text(place.run(name) / "done", "")
                     progress.advance(task)
         finally:
-            for _, process in running:
+            for _, _, process in running:
                 process.terminate()
                 process.wait()
+
+
+def _devices(workers: int) -> list[str]:
+    """Where trainings run, each for one at a time: CUDA_VISIBLE_DEVICES of a GPU, or "" for a process on a core."""
+    found = gpus("auto")
+    return [found[at % len(found)] for at in range(workers or len(found))] if found else [""] * (workers or os.cpu_count() or 1)
 
 
 def _done(folder: Path) -> bool:
     return (folder / "done").is_file()
 
 
-def _start(config: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+def _start(config: dict[str, Any], folder: Path, device: str) -> subprocess.Popen[bytes]:
     file = folder.with_suffix(".yaml")
     write_text(file, yaml.safe_dump(config, sort_keys=False))
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(config.get("threads") or 1)}
+    environment["CUDA_VISIBLE_DEVICES"] = device or "-1"
     with folder.with_suffix(".log").open("ab") as log:
         command = [sys.executable, "-m", "memfactory.arena.training", str(file), str(os.getpid())]
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
@@ -155,8 +165,3 @@ def evaluate(plan: Plan, place: Place, workers: int, console: Console) -> int:
     """Score every job; returns the exit code."""
     config = EvalConfig(output_dir=str(place.scores), k=plan.k, workers=workers, threads=1)
     return evaluate_jobs(config, jobs_of(plan, place), console)
-
-
-def cores(asked: int) -> int:
-    """Processes at a time."""
-    return asked or os.cpu_count() or 1

@@ -80,7 +80,7 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
 def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console) -> int:
     """The same for jobs of one's own; of the configuration only where and how they are run."""
     places = _places(config, jobs)
-    with _alone(Path(config.output_dir)):
+    with alone(Path(config.output_dir)):
         failed, refused, without = _run(jobs, places, config.threads or _threads(places), console)
         return report_jobs(config, jobs, failed, refused, console, without)
 
@@ -147,7 +147,7 @@ def report_folder(folder: Path, export: str, console: Console) -> int:
     config = EvalConfig(output_dir=str(folder), k=jobs[0].k, temperature=jobs[0].temperature, top_p=jobs[0].top_p, export=export)
     still = {job.folder for job in jobs if load_scores(Path(job.folder)).lost}
     failed = {place: reason for place, reason in before.get("failed", {}).items() if place in still or not Path(place).is_dir()}
-    with _alone(folder):
+    with alone(folder):
         return report_jobs(config, jobs, failed, set(), console, before.get("left_out", {}))
 
 
@@ -174,14 +174,14 @@ def _trained_otherwise(jobs: Sequence[Job]) -> list[str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold an evaluation's folder: two at once would write one report."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder of results: two at once would write one report."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"Another evaluation is writing {folder}. Wait for it, stop it, or give another --output_dir.") from error
+            raise ConfigError(f"Another process is writing {folder}. Wait for it, stop it, or give another --output_dir.") from error
         yield
 
 
@@ -189,9 +189,8 @@ def _places(config: EvalConfig, jobs: Sequence[Job]) -> list[str]:
     """Where workers run: what a worker's CUDA_VISIBLE_DEVICES is to be, "" for a CPU process."""
     if all(job.engine == "api" for job in jobs):
         return [""] * max(1, config.workers)
-    gpus = _gpus(config.gpus)
-    if gpus:
-        return gpus
+    if found := gpus(config.gpus):
+        return found
     cores, memory = os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # Weights are read as fp32 on a CPU: about twice their files, and a gigabyte for the rest of the process.
     largest = max(sum(file.stat().st_size for file in Path(job.model).glob("*.safetensors")) for job in jobs)
@@ -199,7 +198,7 @@ def _places(config: EvalConfig, jobs: Sequence[Job]) -> list[str]:
     return [""] * (config.workers or max(1, min(len(jobs), cores // max(config.threads, 1), room)))
 
 
-def _gpus(given: str) -> list[str]:
+def gpus(given: str) -> list[str]:
     """The GPUs to use, as the parent's CUDA_VISIBLE_DEVICES names them: numbers count among those that are visible here."""
     if given in ("", "none", "cpu"):
         return []
