@@ -19,6 +19,8 @@ from memfactory.arena.work import Place, jobs_of, make_data, train_config
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError
 from memfactory.common.files import read_json, write_json
+from memfactory.data.generators.dialog_world import memory_text
+from memfactory.data.generators.synth_dialog import synth_dialog
 from memfactory.evaluation.jobs import Job
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
 from memfactory.evaluation.tasks.env import TaskEnv
@@ -101,7 +103,7 @@ TOLD = ["city alice rome .", "boss alice bob .", "city bob oslo .", "city alice 
 
 
 def bank() -> Any:
-    return truth([{"turns": [{"text": line}]} for line in TOLD])
+    return truth([{"turns": [{"text": line, "speaker": "bob"}]} for line in TOLD])
 
 
 def test_what_an_answer_needs_is_each_fact_on_the_way() -> None:
@@ -114,6 +116,14 @@ def test_a_fact_is_there_if_its_words_stand_in_one_statement() -> None:
     fact = Needed((("city", "alice", "paris"),))
     assert fact.within("pet bob cat . city alice paris .") and fact.within("0: city alice paris\n1: pet bob cat")
     assert not fact.within("city alice rome . city bob paris .")
+    assert fact.within("Bob likes chess. My friend Alice now lives in Paris.") and not fact.within("Alice likes chess. Bob lives in Paris.")
+
+
+@pytest.mark.parametrize("rendering", ["triples", "prose"])
+def test_what_is_true_at_the_end_is_read_from_the_lines(rendering: str) -> None:
+    for dialogue in synth_dialog(12, seed=3, sessions=(4,), rendering=rendering):
+        known = sorted(memory_text(said, rendering) for said in truth(dialogue["sessions"]).values())
+        assert known == sorted(text for _, text in dialogue["gold"]["turns"][-1]["bank"])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Where a wrong answer was lost: never written, overwritten, not retrieved, or not used. Reads greedy attempts' steps; runs nothing.
 
-A fact of the synthetic world is its key and its value (`city alice paris`): it is in a text if both stand there in one statement. Of a
-question of two hops every fact on the way must be there. Questions to abstain on have no fact to lose; a wrong answer to one is `invented`.
+A fact of the synthetic world is its key and its value (`city alice paris`): it is in a text if both stand there in one statement, or in one
+sentence of prose that names person and value. Of a question of two hops every fact on the way must be
+there. Questions to abstain on have no fact to lose; a wrong answer to one is `invented`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from memfactory.common.files import read_json
 from memfactory.data.generators.dialog_bank import Bank, apply, oracle
 from memfactory.data.generators.dialog_world import Path as Hops
 from memfactory.data.generators.dialog_world import Statement, read_line, read_question
+from memfactory.data.generators.world import RELATIONS
 from memfactory.evaluation.ledger import GREEDY, Attempt, read_attempts
 from memfactory.evaluation.questions import Asked, read_questions
 
@@ -37,8 +40,13 @@ class Needed:
 
     def within(self, text: str) -> bool:
         """Whether each fact stands in one statement of the text."""
-        statements = [set(part.split()) for part in text.replace("\n", " . ").split(" . ")]
-        return all(any(set(fact) <= words for words in statements) for fact in self.facts)
+        statements = [re.findall(r"[a-z]+", part) for part in re.split(r"\n|\.\s", text.lower())]
+        return all(any(_tells(words, *fact) for words in statements) for fact in self.facts)
+
+
+def _tells(words: list[str], relation: str, person: str, value: str) -> bool:
+    needs = {relation, person, value} if words[:1] and words[0] in RELATIONS else {person, value}
+    return needs <= set(words)
 
 
 def truth(sessions: Sequence[dict]) -> Bank:
@@ -47,7 +55,7 @@ def truth(sessions: Sequence[dict]) -> Bank:
     free = 0
     for session in sessions:
         for turn in session["turns"]:
-            said = read_line(turn["text"])
+            said = read_line(turn["text"], turn["speaker"])
             if said is not None:
                 bank = apply(bank, oracle(bank, said, free))
                 free = max([free, *(number + 1 for number in bank)])
