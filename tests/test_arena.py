@@ -213,8 +213,8 @@ def test_the_report_is_told_in_markdown_and_as_a_page(arena: tuple[Plan, Place])
 def test_the_command_under_a_line_is_one_that_the_evaluation_takes(arena: tuple[Plan, Place]) -> None:
     small, place = arena
     train, words = commands(small, place, "memory_r1 trained")
-    assert train == f"memfactory train {place.run('memory_r1-s0')}.yaml"
-    assert f"memory_r1-s0={place.run('memory_r1-s0')}/last" in words and '\'{"answer": "reference"}\'' in words
+    assert train == f"memfactory train {place.run('memory_r1-s0')}.yaml --output_dir {place.root}/again/memory_r1-s0"
+    assert f"memory_r1-s0={place.root}/again/memory_r1-s0/last" in words and '\'{"answer": "reference"}\'' in words
     names = [line_of(small, job) for job in jobs_of(small, place)]
     assert names.count("memagent trained") == 2 and names.count("bm25") == 1
 
@@ -237,3 +237,23 @@ def test_a_small_arena_runs_resumes_and_is_not_made_again(tmp_path: Path) -> Non
     again = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0 and {path: path.read_bytes() for path in made} == made
     assert read_json(out / "report.json") == report
+
+
+@pytest.mark.slow
+def test_the_plan_for_larger_models_runs_end_to_end(tmp_path: Path) -> None:
+    told = yaml.safe_load((SHIPPED.parent / "arena_qwen3.yaml").read_text())
+    told |= {"train_on": {"num_examples": 4, "sessions": [1]}, "k": 0}
+    told["held_out"] = {"short": {"num_examples": 2, "seed": 5, "sessions": [1]}}
+    told["dialogues"] |= {"turns_per_session": 2, "questions": 2}
+    told["training"] |= {"batch_size": 1, "num_generations": 2, "device": "cpu"}
+    told["rows"] = {name: row | {"training": {}} for name, row in told["rows"].items()}
+    for row in told["rows"].values():
+        row["agent_options"] |= {"max_generate_length": 24}  # the tiny model does not know where to stop in English
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    command = ["bash", str(ROOT / "examples" / "arena.sh"), "--config", str(tmp_path / "small.yaml"), "--model", "models/tiny-arena"]
+    command += ["--budget", "50", "--output_dir", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    lines = {line["line"]: line["sets"]["short"] for line in read_json(tmp_path / "out" / "report.json")["lines"]}
+    assert {"memagent trained", "memory_r1 trained", "rmm trained", "joint trained"} <= set(lines)
+    assert all(part["lost"]["asked"] == 4 for part in lines.values())

@@ -73,12 +73,14 @@ def commands(plan: Plan, place: Place, line: str) -> list[str]:
     job = next(job for job in jobs_of(plan, place) if line_of(plan, job) == line)
     row = next((row for row in plan.rows.values() if line == f"{row.name} trained"), None)
     tasks = [f"synth_dialog={place.data(name)}" for name in plan.held_out]
+    again = place.root / "again"
+    model = str(again / job.model_name / "last") if row else job.model
     words = [
-        "memfactory", "eval", "--models", f"{job.anchor_of or job.model_name}={job.model}", "--tasks", *tasks, "--agent", job.agent,
+        "memfactory", "eval", "--models", f"{job.anchor_of or job.model_name}={model}", "--tasks", *tasks, "--agent", job.agent,
         "--agent_options", json.dumps(dict(job.agent_options)), "--roles", json.dumps(dict(job.roles)), "--reference", plan.model,
-        "--k", str(plan.k), "--output_dir", f"{place.root}/again", *(["--anchors", job.anchor] if job.anchor else []),
+        "--k", str(plan.k), "--output_dir", str(again / "evaluation"), *(["--anchors", job.anchor] if job.anchor else []),
     ]  # fmt: skip
-    train = [f"memfactory train {place.run(plan.run_name(row.name, plan.seeds[0]))}.yaml"] if row else []
+    train = [f"memfactory train {place.run(job.model_name)}.yaml --output_dir {again / job.model_name}"] if row else []
     return [*train, shlex.join(words)]
 
 
