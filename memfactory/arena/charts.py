@@ -22,14 +22,28 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
+def _panels(count: int, width: float, height: float, names: float) -> tuple[Any, list[Any]]:
+    """(figure, a panel for each of `count` sets): at most three in a row, four as two by two; `names`: inches for the lines' names."""
+    from matplotlib import pyplot
+
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns + names, height * rows), sharey=True, squeeze=False)
+    panels = list(axes.flat)
+    for panel in panels:
+        panel.tick_params(axis="y", labelsize=8.5)
+    for empty in panels[count:]:
+        empty.set_axis_off()
+    return figure, panels[:count]
+
+
 def _scores(report: Mapping[str, Any]) -> Any:
     """Bars of greedy exact match, a panel a set: anchors grey, untrained light, trained blue, with intervals."""
-    from matplotlib import pyplot
     from matplotlib.patches import Patch
 
     sets, lines = report["sets"], report["lines"]
-    figure, axes = pyplot.subplots(1, len(sets), figsize=(4.2 * len(sets) + 1.6, 0.3 * len(lines) + 1.3), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], sets, strict=True):
+    figure, panels = _panels(len(sets), 4.2, 0.3 * len(lines) + 1.3, 2.0)
+    for axis, name in zip(panels, sets, strict=True):
         for at, line in enumerate(lines):
             part = line["sets"].get(name)
             if part is None or part["greedy"]["mean"] is None:
@@ -46,8 +60,8 @@ def _scores(report: Mapping[str, Any]) -> Any:
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_yticks(range(len(lines)), [line["title"] for line in lines], fontsize=8.5)
-    axes[0][0].set_ylim(len(lines) - 0.4, -0.6)
+    panels[0].set_yticks(range(len(lines)), [line["title"] for line in lines])
+    panels[0].set_ylim(len(lines) - 0.4, -0.6)
     keys = [Patch(color=GREY, label="no method, same reader"), Patch(color=LIGHT, label="untrained"), Patch(color=BLUE, label="trained")]
     figure.legend(handles=keys, loc="lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle("Exact match, greedy, with 95 % intervals over dialogues", fontsize=12)
@@ -57,12 +71,10 @@ def _scores(report: Mapping[str, Any]) -> Any:
 
 def _types(report: Mapping[str, Any]) -> Any:
     """Trained lines by type of question on each set, as a grid of shares."""
-    from matplotlib import pyplot
-
     lines = [line for line in report["lines"] if line["state"] != "untrained"]
     sets = report["sets"]
-    figure, axes = pyplot.subplots(1, len(sets), figsize=(4.4 * len(sets) + 1.6, 0.34 * len(lines) + 1.6), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], sets, strict=True):
+    figure, panels = _panels(len(sets), 4.4, 0.34 * len(lines) + 1.6, 2.0)
+    for axis, name in zip(panels, sets, strict=True):
         held = [line for line in lines if name in line["sets"]]
         types = list(held[0]["sets"][name]["types"]) if held else []
         found = [line["sets"].get(name, {}).get("types", {}) for line in lines]
@@ -75,7 +87,7 @@ def _types(report: Mapping[str, Any]) -> Any:
                     axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
         axis.set_xticks(range(len(types)), [kind.replace("_", "-") for kind in types], rotation=40, ha="right", fontsize=8)
         axis.set_title(name, fontsize=11)
-    axes[0][0].set_yticks(range(len(lines)), [line["title"] for line in lines], fontsize=8.5)
+    panels[0].set_yticks(range(len(lines)), [line["title"] for line in lines])
     figure.suptitle("Exact match by type of question, greedy", fontsize=12)
     figure.tight_layout()
     return figure
