@@ -146,6 +146,18 @@ def test_a_full_bank_refuses_only_what_would_grow_it() -> None:
     assert reasons(bank, UPDATE("0", "x"), capacity=2, write_policy="add_only") == [FULL]
 
 
+def test_a_full_bank_can_forget_what_was_added_longest_ago() -> None:
+    bank = MemoryBank.of(["a", "b", "c"])
+    ops = [UPDATE("0", "x"), ADD(None, "d"), ADD(None, "d")]
+    room = bank.make_room(ops, 3)
+    assert texts(room) == {"0": "a", "2": "c"}, "what is updated stays, and one text needs one place"
+    assert texts(room.apply(ops, capacity=3).bank) == {"0": "x", "2": "c", "3": "d"}
+    assert bank.make_room(ops, 4) == bank and bank.make_room([DEL("2"), ADD(None, "d")], 3) == bank, "no more than it must"
+    assert texts(bank.make_room(ops, 3, "add_only")) == {"0": "a"}, "an UPDATE needs a place there too"
+    closed = bank.make_room(ops, 3, "temporal", "today")
+    assert [item.valid_until for item in closed.items(closed=True)].count("today") == 1
+
+
 def test_add_only_executes_and_reports_what_it_really_did() -> None:
     bank = MemoryBank.of([MemoryItem("0", "paris", owner="bob"), "tea"])
     applied = bank.apply([UPDATE("0", "rome"), DEL("1"), UPDATE("9", "x"), ADD(None, "rome", "bob")], write_policy="add_only")
@@ -212,6 +224,17 @@ def test_invariants_hold_whatever_is_asked(start: MemoryBank, edits: list, ops: 
     assert all(after.get(item.id) is item for item in bank if item.id not in changed)
     again = bank.apply(applied.applied, write_policy=policy, capacity=capacity, when="now")  # type: ignore[arg-type]
     assert again.bank == after and not again.rejected, "the report of what was applied can be replayed"
+
+
+@settings(max_examples=75, deadline=None)
+@given(STARTS, EDITS, st.lists(OPS, max_size=8), st.sampled_from(WRITE_POLICIES), st.integers(0, 5))
+def test_room_is_made_for_all_that_fits(start: MemoryBank, edits: list, ops: list[MemoryOp], policy: str, capacity: int) -> None:
+    bank = edited(start, edits)
+    room = bank.make_room(ops, capacity, policy)  # type: ignore[arg-type]
+    kept, named = {item.id for item in room}, {op.id for op in ops}
+    assert kept <= {item.id for item in bank} and {item.id for item in bank} & named <= kept
+    refused = [r for r in room.apply(ops, write_policy=policy, capacity=capacity).rejected if r.reason == FULL]  # type: ignore[arg-type]
+    assert not refused or kept <= named, "an ADD is refused only when nothing is left to forget"
 
 
 @settings(max_examples=75, deadline=None)

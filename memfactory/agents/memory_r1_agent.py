@@ -35,6 +35,8 @@ class MemoryR1Options:
     """crud, add_only or temporal."""
     capacity: int | None = None
     """Most items in the bank."""
+    when_full: str = "refuse"
+    """What a full bank does with a new fact: refuse, or oldest (the item added longest ago makes room)."""
     chunk_size: int | None = None
     """Not used: a conversation comes in parts. Here because launchers pass it."""
     max_chunk_number: int | None = None
@@ -63,7 +65,12 @@ class MemoryR1Agent(BaseAgent):
 
     def slot_options(self, slot: str) -> dict[str, Any]:
         options = self.options
-        handed = {"style": options.style, "write_policy": options.write_policy, "capacity": options.capacity}
+        handed = {
+            "style": options.style,
+            "write_policy": options.write_policy,
+            "capacity": options.capacity,
+            "when_full": options.when_full,
+        }
         return handed | ({} if options.max_generate_length is None else {"max_tokens": options.max_generate_length})
 
     def initial(self, view: View) -> MemoryBank:

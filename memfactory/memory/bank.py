@@ -8,7 +8,7 @@ memory. Whatever a policy asks for has an outcome and never raises: an operation
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -17,6 +17,8 @@ from memfactory.memory.items import MemoryItem, MemoryOp
 
 WritePolicy = Literal["crud", "add_only", "temporal"]
 WRITE_POLICIES: tuple[str, ...] = get_args(WritePolicy)
+WHEN_FULL = ("refuse", "oldest")
+"""What a full bank does with an ADD: refuse it, or forget the item that was added longest ago (`make_room`)."""
 
 NO_TEXT = "empty text"
 UNKNOWN_ID = "unknown id"
@@ -142,6 +144,20 @@ class MemoryBank:
             else:
                 rejected.append(Rejection(op, reason))
         return Applied(edit.bank(), tuple(applied), tuple(rejected))
+
+    def make_room(self, ops: Sequence[MemoryOp], capacity: int | None, write_policy: WritePolicy = "crud", when: str = "") -> MemoryBank:
+        """The bank without the items added longest ago, as many as `ops` would find in the way; those that `ops` name stay.
+
+        Under `temporal` they are closed with `when`, else deleted, also where `add_only` lets no operation delete.
+        """
+        closing: WritePolicy = "temporal" if write_policy == "temporal" else "crud"
+        named = {op.id for op in ops}
+        oldest = [MemoryOp("DEL", item.id) for item in self.items() if item.id not in named]
+        for number in range(len(oldest) + 1):
+            room = MemoryBank.apply(self, oldest[:number], write_policy=closing).bank
+            if all(one.reason != FULL for one in MemoryBank.apply(room, ops, write_policy=write_policy, capacity=capacity).rejected):
+                break
+        return self.apply(oldest[:number], write_policy=closing, when=when).bank if number else self
 
     def to_json(self) -> str:
         """One line of JSON with everything, tombstones included; `from_json` gives an equal bank."""

@@ -14,7 +14,7 @@ from memfactory.common.bank_prompts import in_lines, manage_messages, numbered_l
 from memfactory.common.errors import unknown_name
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
-from memfactory.memory.bank import WRITE_POLICIES, MemoryBank
+from memfactory.memory.bank import WHEN_FULL, WRITE_POLICIES, MemoryBank
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.operations import parse_operations, renumber
 from memfactory.modules.base import BaseModule
@@ -44,9 +44,13 @@ class NaiveUpdater(BaseModule):
         write_policy: str = "crud"
         """crud, add_only, or temporal (nothing is deleted, old facts are closed)."""
         capacity: int | None = None
-        """Most live items; an ADD over it is rejected."""
+        """Most live items."""
+        when_full: str = "refuse"
+        """What becomes of an ADD over it: refuse, or oldest (it is added, and the item added longest ago is forgotten)."""
 
         def __post_init__(self) -> None:
+            if self.when_full not in WHEN_FULL:
+                raise unknown_name("when_full", self.when_full, WHEN_FULL)
             if self.write_policy not in WRITE_POLICIES:
                 raise unknown_name("write_policy", self.write_policy, WRITE_POLICIES)
 
@@ -61,6 +65,10 @@ class NaiveUpdater(BaseModule):
         if not parsed.readable:
             model.count("unreadable_update")
         ops = renumber(parsed.ops, [item.id for item in shown])
+        if options.when_full == "oldest":
+            held = len(bank)
+            bank = bank.make_room(ops, options.capacity, options.write_policy, when)
+            model.count("forgotten", held - len(bank))
         done = bank.apply(ops, write_policy=options.write_policy, capacity=options.capacity, when=when)
         for op in done.applied:
             model.count(f"operation_{op.kind}")
