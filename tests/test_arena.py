@@ -245,6 +245,7 @@ def test_the_plan_for_larger_models_runs_end_to_end(tmp_path: Path) -> None:
     told |= {"train_on": {"num_examples": 4, "sessions": [1]}, "k": 0}
     told["held_out"] = {"short": {"num_examples": 2, "seed": 5, "sessions": [1]}}
     told["dialogues"] |= {"turns_per_session": 2, "questions": 2}
+    told["anchors"]["kinds"] = ["oracle"]
     told["training"] |= {"batch_size": 1, "num_generations": 2, "device": "cpu"}
     told["rows"] = {name: row | {"training": {}} for name, row in told["rows"].items()}
     for row in told["rows"].values():
