@@ -92,7 +92,7 @@ def test_other_data_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def small_plan(**dialogues: Any) -> Plan:
     whole = plan(agents=["memory_r1", "memagent"], seeds=[0, 1])
     return Plan(
-        **{**vars(whole), "dialogues": {**whole.dialogues, **dialogues}, "train_on": {"num_examples": 2, "sessions": [2]},
+        **{**vars(whole), "dialogues": {**whole.dialogues, **dialogues}, "train_on": {"num_examples": 2, "sessions": [2]}, "budget": 100,
            "held_out": {"short": {"num_examples": 3, "seed": 5, "sessions": [2]}}}
     )  # fmt: skip
 
@@ -153,7 +153,8 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Place]:
         for seed in small.seeds:
             log = place.run(small.run_name(row, seed)) / "metrics.jsonl"
             log.parent.mkdir(parents=True)
-            log.write_text("".join(json.dumps({"step": n, "rollout_tokens": 50, "cpu_seconds_total": 2.0 * n}) + "\n" for n in (1, 2)))
+            steps = [{"step": n, "rollout_tokens": 50, "cpu_seconds_total": 2.0 * n, "reward": 0.3 * n} for n in (1, 2)]
+            log.write_text("".join(json.dumps(step) + "\n" for step in steps))
     return small, place
 
 
@@ -187,7 +188,10 @@ def test_rows_are_means_over_their_seeds_and_anchors_stand_first(arena: tuple[Pl
     gain = next(row for row in report["gains"] if (row["row"], row["kind"]) == ("memory_r1", "greedy"))
     assert (gain["diff"], gain["verdict"]) == (0.75, "better")
     assert [(row["diff"], row["verdict"]) for row in report["between"]] == [(0.0, "tied")]
-    assert report["training"]["memagent"] == {"cpu_seconds": 4.0, "steps": 2.0, "tokens": 100.0}
+    training = dict(report["training"]["memagent"])
+    curve = training.pop("curve")
+    assert training == {"cpu_seconds": 4.0, "steps": 2.0, "tokens": 100.0}
+    assert curve[0] == pytest.approx(0.3) and curve[-1] == pytest.approx(0.6) and curve == sorted(curve)
 
 
 def test_losses_are_counted_of_the_greedy_attempts(arena: tuple[Plan, Place]) -> None:
@@ -229,7 +233,7 @@ def test_a_small_arena_runs_resumes_and_is_not_made_again(tmp_path: Path) -> Non
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
     out = tmp_path / "out"
-    assert all((out / name).is_file() for name in ("report.json", "report.md", "report.html", "scores.png", "types.png"))
+    assert all((out / name).is_file() for name in ("report.json", "report.md", "report.html", "scores.png", "types.png", "learning.png"))
     report = read_json(out / "report.json")
     assert len(report["lines"]) == 6 + 4 and report["training"]["memory_r1"]["tokens"] >= 500
     made = {path: path.read_bytes() for path in out.glob("*/*/*/attempts.jsonl")}

@@ -1,4 +1,4 @@
-"""The arena's pictures: scores before and after training on each set, and by type of question. Knows only the report."""
+"""The arena's pictures: scores before and after training on each set, by type of question, and learning. Knows only the report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 GREY, BLUE, LIGHT = "#8a8f98", "#1f6fb4", "#b7d0e8"
+COLOURS = ["#1f6fb4", "#d1622b", "#3a8f4d", "#8b5bb0", "#a3741a", "#c2457e", "#5f6b76"]
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write scores.png and types.png; returns their paths."""
+    """Write scores.png, types.png and learning.png; returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
-    paths = [folder / "scores.png", folder / "types.png"]
-    for path, picture in zip(paths, (_scores, _types), strict=True):
+    paths = [folder / "scores.png", folder / "types.png", folder / "learning.png"]
+    for path, picture in zip(paths, (_scores, _types, _learning), strict=True):
         figure = picture(report)
         figure.savefig(path, dpi=120)
         figure.clear()
@@ -89,5 +90,35 @@ def _types(report: Mapping[str, Any]) -> Any:
         axis.set_title(name, fontsize=11)
     panels[0].set_yticks(range(len(lines)), [line["title"] for line in lines])
     figure.suptitle("Exact match by type of question, greedy", fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def _learning(report: Mapping[str, Any]) -> Any:
+    """The training reward of each row over sampled tokens, the mean of the seeds; names stand at the lines' ends."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8.4, 4.6))
+    thousands = report["plan"]["budget"] / 1000
+    curves = {name: trained["curve"] for name, trained in report["training"].items() if name in report["plan"]["rows"]}
+    at = -1.0
+    for number, name in enumerate(sorted(curves, key=lambda name: curves[name][-1])):
+        curve = curves[name]
+        (line,) = axis.plot([thousands * n / (len(curve) - 1) for n in range(len(curve))], curve, color=COLOURS[number % len(COLOURS)])
+        at = max(curve[-1], at + 0.028)  # names must not lie on each other
+        axis.annotate(
+            report["plan"]["rows"][name]["title"],
+            (thousands * 1.012, at),
+            color=line.get_color(),
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+        )
+    axis.set_xlim(0, thousands)
+    axis.set_xlabel("sampled tokens of training, thousands")
+    axis.set_ylabel("mean reward")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Reward in training, mean of the seeds", fontsize=12)
     figure.tight_layout()
     return figure

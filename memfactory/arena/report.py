@@ -17,7 +17,7 @@ from memfactory.arena.charts import draw
 from memfactory.arena.diagnosis import LOST, MEANING, diagnose
 from memfactory.arena.page import page, title_of
 from memfactory.arena.plan import Plan
-from memfactory.arena.scores import KINDS, Cell, between, gains, line_of, mean_of, read_table, training_cost
+from memfactory.arena.scores import KINDS, Cell, between, gains, line_of, mean_of, read_table, trainings
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import write_json, write_text
 from memfactory.evaluation.report import markdown_table
@@ -38,7 +38,7 @@ def make_report(plan: Plan, place: Place) -> Report:
         "lines": [_line(plan, place, line, sets) for line, sets in sorted(table.items(), key=lambda item: _order(plan, item[0]))],
         "gains": gains(plan, table),
         "between": between(plan, table),
-        "training": training_cost(plan, place),
+        "training": trainings(plan, place),
     }
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from memfactory.arena.plan import Plan
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import read_jsonl
@@ -152,9 +154,13 @@ def between(plan: Plan, table: Table, kind: str = "greedy") -> list[dict[str, An
     return [row | {"p_holm": number(p)} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def training_cost(plan: Plan, place: Place) -> dict[str, dict[str, float]]:
-    """{row: CPU seconds, steps and sampled tokens of training, means over the seeds}."""
-    found: dict[str, dict[str, float]] = {}
+POINTS = 48
+"""Of a learning curve."""
+
+
+def trainings(plan: Plan, place: Place) -> dict[str, dict[str, Any]]:
+    """{row: CPU seconds, steps and sampled tokens of training, and the reward at POINTS numbers of tokens; means over the seeds}."""
+    found: dict[str, dict[str, Any]] = {}
     for row in plan.rows:
         logs = [place.run(plan.run_name(row, seed)) / "metrics.jsonl" for seed in plan.seeds]
         runs: list[list[Mapping[str, Any]]] = [list(read_jsonl(path)) for path in logs if path.is_file()]
@@ -163,5 +169,16 @@ def training_cost(plan: Plan, place: Place) -> dict[str, dict[str, float]]:
                 "cpu_seconds": sum(run[-1]["cpu_seconds_total"] for run in runs) / len(runs),
                 "steps": sum(len(run) for run in runs) / len(runs),
                 "tokens": sum(step["rollout_tokens"] for run in runs for step in run) / len(runs),
+                "curve": [sum(points) / len(runs) for points in zip(*(_curve(run, plan.budget) for run in runs), strict=True)],
             }
     return found
+
+
+def _curve(run: Sequence[Mapping[str, Any]], budget: int) -> list[float]:
+    """The mean reward of the steps around each of POINTS numbers of sampled tokens, up to the budget."""
+    sampled = np.array([step["rollout_tokens"] for step in run])
+    before = sampled.cumsum() - sampled  # a step's reward is of the weights that it began with
+    rewards = np.array([step["reward"] for step in run])
+    far = ((np.linspace(0, budget, POINTS)[:, None] - before[None, :]) / (0.04 * budget)) ** 2
+    near = np.exp(-0.5 * (far - far.min(1, keepdims=True)))
+    return [float(value) for value in (near * rewards).sum(1) / near.sum(1)]
