@@ -103,7 +103,7 @@ def printed(report: Report) -> Printed:
         box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("", no_wrap=True)
-    for name in (*report["sets"], "memory words", "tokens written", "tokens read"):
+    for name in (*report["sets"], "words kept", "written", "read"):
         table.add_column(name.replace(" ", "\n"), justify="right")
     before = ""
     for line in report["lines"]:
@@ -111,14 +111,19 @@ def printed(report: Report) -> Printed:
             table.add_section()
         before = line["row"]
         name = "  trained" if line["state"] == "trained" else line["title"].removesuffix(f", {BEFORE}")
-        scores = [shown(part, "greedy", 2).replace(" ± 0.", " ±.") if (part := line["sets"].get(of)) else "–" for of in report["sets"]]
+        scores = [
+            shown(part, "greedy", 2).replace("0.", ".").replace(" ± ", "±") if (part := line["sets"].get(of)) else "–"
+            for of in report["sets"]
+        ]
         table.add_row(escape(name), *scores, *_costs(report, line))
     return table
 
 
 def _costs(report: Report, line: Report) -> list[str]:
-    """Words of the memory, tokens written and read, on the longest dialogues."""
-    longest = line["sets"].get(report["sets"][-1], {})
+    """Words of the memory, tokens written and read, on the longest dialogues; an anchor has no memory."""
+    longest = dict(line["sets"].get(report["sets"][-1], {}))
+    if line["state"] == "anchor":
+        longest.pop("memory", None)
     return [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
 
 

@@ -5,6 +5,7 @@ A training is a process of its own (`memfactory train`), so that as many run as 
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -162,6 +163,10 @@ def _job(plan: Plan, row: ArenaRow, model: str, path: str, dataset: str, place: 
 
 
 def evaluate(plan: Plan, place: Place, workers: int, console: Console) -> int:
-    """Score every job; returns the exit code."""
+    """Score every job; returns the exit code. The evaluation's own tables, a page for each row, are shown only if something failed."""
     config = EvalConfig(output_dir=str(place.scores), k=plan.k, workers=workers, threads=1)
-    return evaluate_jobs(config, jobs_of(plan, place), console)
+    told = Console(file=io.StringIO(), width=console.width)
+    code = evaluate_jobs(config, jobs_of(plan, place), console, told)
+    if code:
+        console.print(told.file.getvalue(), markup=False, highlight=False)  # type: ignore[attr-defined]
+    return code

@@ -77,12 +77,12 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
     return evaluate_jobs(config, jobs, console)
 
 
-def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console) -> int:
-    """The same for jobs of one's own; of the configuration only where and how they are run."""
+def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console, told: Console | None = None) -> int:
+    """The same for jobs of one's own; of the configuration only where and how they are run. `told`: where the tables go, if elsewhere."""
     places = _places(config, jobs)
     with alone(Path(config.output_dir)):
         failed, refused, without = _run(jobs, places, config.threads or _threads(places), console)
-        return report_jobs(config, jobs, failed, refused, console, without)
+        return report_jobs(config, jobs, failed, refused, told or console, without)
 
 
 def report_jobs(
