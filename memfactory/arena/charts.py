@@ -66,7 +66,7 @@ def _scores(report: Mapping[str, Any]) -> Any:
     keys = [Patch(color=GREY, label="no method, same reader"), Patch(color=LIGHT, label="untrained"), Patch(color=BLUE, label="trained")]
     figure.legend(handles=keys, loc="lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle("Exact match, greedy, with 95 % intervals over dialogues", fontsize=12)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.tight_layout(rect=(0, 0.03, 1, 0.99))
     return figure
 
 
@@ -90,7 +90,7 @@ def _types(report: Mapping[str, Any]) -> Any:
         axis.set_title(name, fontsize=11)
     panels[0].set_yticks(range(len(lines)), [line["title"] for line in lines])
     figure.suptitle("Exact match by type of question, greedy", fontsize=12)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
     return figure
 
 
