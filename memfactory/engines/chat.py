@@ -71,8 +71,8 @@ class Models:
         self.chats = dict(chats)
         self.roles = dict(roles or {})
         self.frozen_temperature: float | None = None
-        """Of stages that the policy does not answer, in rollouts for training; None: as the policy's. What a frozen reader draws is noise
-        on the reward of what it was given to read."""
+        """Of stages that the policy does not answer, in rollouts for training; None: as the policy's. 0 takes what a frozen
+        reader draws by chance out of the reward (docs/arena.md)."""
         if "policy" in self.chats:
             self.chats.setdefault("policy_nograd", self.chats["policy"])
         for stage, role in self.roles.items():
