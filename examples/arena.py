@@ -34,7 +34,7 @@ def main() -> int:
         report = write_report(plan, place)
     console.print(printed(report))
     console.print(
-        f"Look at {place.root / 'report.html'}, scores.png, types.png and learning.png; every attempt is in {place.scores / 'report.html'}.",
+        f"Look at {place.root / 'report.html'}, scores.png, types.png and learning.png; every attempt: {place.scores / 'report.html'}.",
         soft_wrap=True,
     )
     return code

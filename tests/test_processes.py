@@ -7,21 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-CHILD = (
-    "import os, time; from memfactory.common.processes import end_with; end_with(os.getppid(), 0.02); "
-    "print(os.getpid(), flush=True); time.sleep(60)"
+ROOT = Path(__file__).resolve().parent.parent
+
+PARENT = (
+    "import os, subprocess, sys; subprocess.run([sys.executable, '-m', 'memfactory.common.processes', str(os.getpid()), 'child', 'said'])"
 )
-PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"
+CHILD = "import os, sys, time; print(os.getpid(), *sys.argv[1:], flush=True); time.sleep(60)"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_child_ends_with_its_parent(how: signal.Signals) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+def test_a_module_runs_and_ends_with_its_parent(how: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": places})
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
+    number, argument = parent.stdout.readline().split()
+    child = int(number)
+    assert argument == "said"
     os.kill(child, 0)
     parent.send_signal(how)
     parent.wait()

@@ -125,7 +125,8 @@ def _start(config: dict[str, Any], folder: Path, device: str) -> subprocess.Pope
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(config.get("threads") or 1)}
     environment["CUDA_VISIBLE_DEVICES"] = device or "-1"
     with folder.with_suffix(".log").open("ab") as log:
-        command = [sys.executable, "-m", "memfactory.arena.training", str(file), str(os.getpid())]
+        own = [sys.executable, "-m", "memfactory.common.processes", str(os.getpid())]
+        command = [*own, "memfactory.cli", "train", str(file), "--resume", "True"]
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
 
 

@@ -1,8 +1,13 @@
-"""Processes that start others. Knows nothing of what they do."""
+"""Processes that start others. Knows nothing of what they do.
+
+`python -m memfactory.common.processes PARENT MODULE ARGUMENT...` is `python -m MODULE ARGUMENT...` that ends with its parent.
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 import threading
 import time
 
@@ -16,3 +21,14 @@ def end_with(parent: int, every: float = 0.5) -> None:
         os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Run a module that ends with its parent."""
+    parent, *sys.argv = sys.argv[1:]
+    end_with(int(parent))
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
