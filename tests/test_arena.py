@@ -261,4 +261,4 @@ def test_the_plan_for_larger_models_runs_end_to_end(tmp_path: Path) -> None:
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
     lines = {line["line"]: line["sets"]["short"] for line in read_json(tmp_path / "out" / "report.json")["lines"]}
     assert {"memagent trained", "memory_r1 trained", "rmm trained", "joint trained"} <= set(lines)
-    assert all(part["lost"]["asked"] == 4 for part in lines.values())
+    assert all(part["lost"]["asked"] == 4 for line, part in lines.items() if line != "oracle")
