@@ -297,7 +297,7 @@ def test_processes_that_write_at_once_get_different_ids(server: bolt_server.Bolt
 @pytest.mark.slow
 def test_what_the_server_refuses_or_does_not_answer_is_an_error_within_seconds(tmp_path: Path) -> None:
     pytest.importorskip("arcadedb_embedded")
-    with bolt_server.BoltServer(tmp_path) as own, open_on(own, timeout=1.0) as store:
+    with bolt_server.BoltServer(tmp_path) as own, open_on(own, timeout=3.0) as store:
         store.add("ann", ["tea"])
         for more, message in [
             ({"password": "wrong"}, "refused the user or password.*NEO4J_PASSWORD"),
@@ -308,10 +308,10 @@ def test_what_the_server_refuses_or_does_not_answer_is_an_error_within_seconds(t
         os.kill(own.pid, signal.SIGSTOP)
         start = time.monotonic()
         try:
-            with pytest.raises(StoreError, match="did not answer within 1 s"):
+            with pytest.raises(StoreError, match=r"did not answer within 3(\.\d+)? s"):
                 store.add("ann", ["rome"])
-            with pytest.raises(StoreError, match=r"did not answer within 1 s|cannot be reached"):
-                open_on(own, timeout=1.0)
+            with pytest.raises(StoreError, match=r"did not answer within 3(\.\d+)? s|cannot be reached"):
+                open_on(own, timeout=3.0)
             assert time.monotonic() - start < 10
         finally:
             os.kill(own.pid, signal.SIGCONT)
