@@ -26,7 +26,7 @@ from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import Job, run_job
 from memfactory.evaluation.jobs import load_scores as load_folder
 from memfactory.evaluation.ledger import SAMPLED
-from memfactory.evaluation.statistics import clustered_mean, paired_difference
+from memfactory.evaluation.statistics import Paired, clustered_mean, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 SFT_FLAGS = ["--optimizer", "muon", "--lr", "1e-3", "--lr_schedule", "linear", "--batch_size", "48", "--num_minibatches", "1"]
@@ -150,13 +150,17 @@ def report(args: argparse.Namespace) -> str:
             gains = []
             for metric in ("sampled", "greedy"):
                 pair = paired_difference(getattr(before, metric), getattr(scores, metric))
-                gains.append(f"{pair.diff:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}]")
+                gains.append(signed(pair))
             mean = scores.avg_at_k
             lines.append(
                 f"| {arm} | {seed} | {cpu_and_steps(folder)} | {mean.value:.3f} ± {mean.se:.3f} | {scores.greedy_mean.value:.3f} | "
                 f"{gains[0]} | {gains[1]} |"
             )
     return "\n".join([*lines, *against(arms), *over_seeds(skill, arms), *per_kind(skill, base, arms)]) + "\n"
+
+
+def signed(pair: Paired) -> str:
+    return f"{pair.diff:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}]"
 
 
 def against(arms: dict[str, dict[str, Scores]]) -> list[str]:
@@ -168,9 +172,7 @@ def against(arms: dict[str, dict[str, Scores]]) -> list[str]:
         if arm == "grpo" or ours is None:
             continue
         pairs = [paired_difference(scores[name].greedy, ours[name].greedy) for name in scores]
-        lines.append(
-            "| ".join(["", f"{arm} ", f"{seed} ", *(f"{p.diff:+.3f} [{p.ci_low:+.3f}, {p.ci_high:+.3f}] " for p in pairs), ""]).strip()
-        )
+        lines.append("| ".join(["", f"{arm} ", f"{seed} ", *(f"{signed(pair)} " for pair in pairs), ""]).strip())
     sets = list(next(iter(arms.values()), {}))
     heading = [
         "",
@@ -186,14 +188,13 @@ def over_seeds(skill: Skill, arms: dict[str, dict[str, Scores]]) -> list[str]:
     """Each arm less the one it is meant to stand beside, over all seeds that both have, paired by example."""
     lines = []
     for name, arm in skill.arms.items():
-        seeds = [
-            key.rpartition("-")[2] for key in arms if key.rpartition("-")[0] == name and f"{arm.beside}-{key.rpartition('-')[2]}" in arms
-        ]
+        own = [seed for key in arms for of, _, seed in [key.rpartition("-")] if of == name]
+        seeds = [seed for seed in own if f"{arm.beside}-{seed}" in arms]
         for data in skill.sets if seeds else ():
             cells = []
             for metric in ("sampled", "greedy"):
                 pair = paired_difference(*(_together(arms, which, seeds, data, metric) for which in (arm.beside, name)))
-                cells.append(f"{pair.diff:+.3f} [{pair.ci_low:+.3f}, {pair.ci_high:+.3f}]")
+                cells.append(signed(pair))
             lines.append(f"| {name} less {arm.beside} | {data} | {', '.join(seeds)} | {cells[0]} | {cells[1]} |")
     heading = ["", "### Over all seeds", "", "| arms | set | seeds | sampled [95 %] | greedy [95 %] |", "|---|---|---|--:|--:|"]
     return [*heading, *lines] if lines else []

@@ -142,34 +142,37 @@ class LengthEnv(LongcontextEnv):
         return {"default": torch.tensor([float(len(text)) for text in predictions["answer"]])}
 
 
-def training(
-    two: list[TokenServer], model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> MemTrainer:
-    """A trainer after two steps that were sampled on two servers."""
-    monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
-    write_json(folder / "facts.json", synth_facts(3, seed=3, chunks=(1,)))
-    config = TrainConfig(
-        data_path=str(folder / "facts.json"), output_dir=str(folder / "run"), device="cpu", batch_size=2, num_generations=4,
-        chunk_size=16, max_generate_length=4, max_steps=2, lr=1e-2, warmup_updates=0, rollout_servers=[server.url for server in two],
-        eval_steps=2, eval_samples=1, eval_k=0, **options,
-    )  # fmt: skip
-    env = LengthEnv(config.data_path)
-    trainer = MemTrainer(config, model, tokenizer, env=env, eval_envs={"facts": env})
-    trainer.train()
-    trainer.models.close()
-    return trainer
-
-
-@pytest.mark.slow
-def test_adapters_reach_the_servers_merged(
+@pytest.fixture
+def trained(
     two: list[TokenServer],
     model: Qwen3ForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> Callable[..., MemTrainer]:
+    """`trained(**options)`: a trainer after two steps that were sampled on two servers."""
+    monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
+
+    def make(**options: Any) -> MemTrainer:
+        write_json(tmp_path / "facts.json", synth_facts(3, seed=3, chunks=(1,)))
+        config = TrainConfig(
+            data_path=str(tmp_path / "facts.json"), output_dir=str(tmp_path / "run"), device="cpu", batch_size=2, num_generations=4,
+            chunk_size=16, max_generate_length=4, max_steps=2, lr=1e-2, warmup_updates=0, rollout_servers=[server.url for server in two],
+            eval_steps=2, eval_samples=1, eval_k=0, **options,
+        )  # fmt: skip
+        env = LengthEnv(config.data_path)
+        trainer = MemTrainer(config, model, tiny_tokenizer, env=env, eval_envs={"facts": env})
+        trainer.train()
+        trainer.models.close()
+        return trainer
+
+    return make
+
+
+@pytest.mark.slow
+def test_adapters_reach_the_servers_merged(two: list[TokenServer], trained: Callable[..., MemTrainer], tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in two[0].model.state_dict().items()}
-    training(two, model, tiny_tokenizer, tmp_path, monkeypatch, lora_r=4)
+    trained(lora_r=4)
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert all(row["logprob_mismatch"] < 1e-5 for row in rows) and rows[1]["grad_norm"] > 0
     served = two[0].model.state_dict()
@@ -178,13 +181,9 @@ def test_adapters_reach_the_servers_merged(
 
 @pytest.mark.slow
 def test_a_run_samples_on_the_servers_from_the_newest_weights(
-    two: list[TokenServer],
-    model: Qwen3ForCausalLM,
-    tiny_tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    two: list[TokenServer], trained: Callable[..., MemTrainer], tmp_path: Path
 ) -> None:
-    trainer = training(two, model, tiny_tokenizer, tmp_path, monkeypatch)
+    trainer = trained()
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert all(row["logprob_mismatch"] < 1e-5 for row in rows), "each step was sampled from the weights that it trains"
     assert all(server.asked > 0 and len(server.loaded) == 3 for server in two), "the start's, and after each update"

@@ -1,8 +1,8 @@
 """Where a wrong answer was lost: never written, overwritten, not retrieved, or not used. Reads greedy attempts' steps; runs nothing.
 
 A fact of the synthetic world is its key and its value (`city alice paris`): it is in a text if both stand there in one statement, or in one
-sentence of prose that names person and value. Of a question of two hops every fact on the way must be
-there. Questions to abstain on have no fact to lose; a wrong answer to one is `invented`.
+sentence of prose that names person and value. Of a question of two hops every fact on the way must be there. Questions to abstain on have
+no fact to lose; a wrong answer to one is `invented`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from memfactory.evaluation.html.page import document
 from memfactory.evaluation.html.table import Column, figure, interval, section, table, verdict
 
 Report = Mapping[str, Any]
-COSTS = ("memory", "written", "read")
 
 
 def page(report: Report) -> str:
@@ -136,10 +135,7 @@ def _cost(report: Report) -> Html:
     groups = []
     for name in report["sets"]:
         held = [(line, line["sets"][name]) for line in report["lines"] if name in line["sets"]]
-        rows = [
-            [_name(line), *(figure(part[key], ",.0f") if (key, line["state"]) != ("memory", "anchor") else "–" for key in COSTS)]
-            for line, part in held
-        ]
+        rows = [[_name(line), *(figure(part.get(key), ",.0f") for key in ("memory", "written", "read"))] for line, part in held]
         groups.append((name, rows))
     trained = [[title_of(report, row), f"{cost['tokens']:,.0f}", f"{cost['steps']:.0f}", f"{cost['cpu_seconds']:.0f}"]
                for row, cost in report["training"].items() if row in report["plan"]["rows"]]  # fmt: skip

@@ -120,10 +120,8 @@ def printed(report: Report) -> Printed:
 
 
 def _costs(report: Report, line: Report) -> list[str]:
-    """Words of the memory, tokens written and read, on the longest dialogues; an anchor has no memory."""
-    longest = dict(line["sets"].get(report["sets"][-1], {}))
-    if line["state"] == "anchor":
-        longest.pop("memory", None)
+    """Words of the memory, tokens written and read, on the longest dialogues."""
+    longest = line["sets"].get(report["sets"][-1], {})
     return [f"{longest[name]:.0f}" if name in longest else "–" for name in ("memory", "written", "read")]
 
 

@@ -40,7 +40,7 @@ class Cell:
     seeds: dict[str, float] = field(default_factory=dict)
     """{model: its greedy mean}."""
     cost: dict[str, float] = field(default_factory=dict)
-    """Means for one question: tokens written, tokens read; and the words of the memory at the end."""
+    """Means for one question: tokens written, tokens read; and the words of the memory at the end, which an anchor does not keep."""
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -100,7 +100,7 @@ def _cost(jobs: Sequence[Job]) -> dict[str, float]:
     read = sum(row["prompt_tokens"] for row in rows) / len(jobs)
     attempts = [attempt for sets in found.values() for scores in sets.values() for attempt in scores.attempts.values()]
     words = sum(len(str(attempt.memory or "").split()) for attempt in attempts) / max(len(attempts), 1)
-    return {"written": written, "read": read, "memory": words}
+    return {"written": written, "read": read} | ({} if jobs[0].anchor else {"memory": words})
 
 
 def mean_of(cell: Cell, kind: str, chosen: Callable[[Asked], bool] = lambda _: True) -> dict[str, float | None]:

@@ -166,8 +166,8 @@ def _job(plan: Plan, row: ArenaRow, model: str, path: str, dataset: str, place: 
 def evaluate(plan: Plan, place: Place, workers: int, console: Console) -> int:
     """Score every job; returns the exit code. The evaluation's own tables, a page for each row, are shown only if something failed."""
     config = EvalConfig(output_dir=str(place.scores), k=plan.k, workers=workers, threads=1)
-    told = Console(file=io.StringIO(), width=console.width)
-    code = evaluate_jobs(config, jobs_of(plan, place), console, told)
+    told = io.StringIO()
+    code = evaluate_jobs(config, jobs_of(plan, place), console, Console(file=told, width=console.width))
     if code:
-        console.print(told.file.getvalue(), markup=False, highlight=False)  # type: ignore[attr-defined]
+        console.print(told.getvalue(), markup=False, highlight=False)
     return code

@@ -150,6 +150,8 @@ class MemoryBank:
 
         Under `temporal` they are closed with `when`, else deleted, also where `add_only` lets no operation delete.
         """
+        if capacity is None or len(self) + len(ops) <= capacity:
+            return self
         closing: WritePolicy = "temporal" if write_policy == "temporal" else "crud"
         named = {op.id for op in ops}
         oldest = [MemoryOp("DEL", item.id) for item in self.items() if item.id not in named]
