@@ -6,6 +6,7 @@ Models are random and hard on purpose (weights of std 0.15): an error in a key, 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, PromptToo
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import run, uniforms
 from memfactory.engines.hf import HFEngine, sample, stop_ids_of
+from memfactory.engines.sampling import LARGE_VOCABULARY
 
 VOCAB, MAX_LENGTH = 64, 128
 STOPS = frozenset({3, 17, 40})
@@ -270,6 +272,45 @@ def test_the_edges_of_the_uniform_give_possible_tokens(uniform: float, top_p: fl
     token, logprob = sample(logits, torch.full((200,), uniform, dtype=torch.float64), torch.ones(200), nucleus)
     assert ((token >= 2) & (token < 38)).all()
     assert torch.isfinite(logprob).all()
+
+
+@pytest.mark.parametrize("vocabulary", [40, LARGE_VOCABULARY + 5])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(0.0, None), (1e-45, None), (1e-38, None), (1e-8, None), (1.0, 0.0), (1.0, 1e-45), (0.7, -1.0), (30.0, 0.0)]
+)
+def test_the_coldest_and_the_narrowest_sampling_is_the_most_likely_token(vocabulary: int, temperature: float, top_p: float | None) -> None:
+    logits = 40 * torch.randn(20, vocabulary, generator=torch.Generator().manual_seed(6))
+    nucleus = None if top_p is None else torch.full((20,), top_p)
+    token, logprob = sample(logits, torch.full((20,), 0.999, dtype=torch.float64), torch.full((20,), temperature), nucleus)
+    assert torch.equal(token, logits.argmax(-1)) and torch.isfinite(logprob).all()
+
+
+@pytest.mark.parametrize("vocabulary", [40, LARGE_VOCABULARY + 5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-40])
+def test_numbers_that_are_not_finite_give_no_logprob_and_a_token_that_exists(vocabulary: int, bad: float, temperature: float) -> None:
+    logits = torch.zeros(3, vocabulary)
+    logits[1, 7], logits[2] = bad, bad
+    token, logprob = sample(logits, torch.full((3,), 0.99, dtype=torch.float64), torch.full((3,), temperature))
+    assert ((token >= 0) & (token < vocabulary)).all() and logprob.isnan().tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": v} for v in (-0.1, math.inf, math.nan)] + [{"top_p": v} for v in (0.0, -1.0, 1.01, math.inf, math.nan)]
+)
+def test_sampling_that_means_nothing_is_refused_in_words(wrong: dict[str, float]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name} {value}: must be"):
+        Sampling(8, **wrong)
+
+
+def test_a_model_whose_numbers_break_fails_the_request_and_no_other() -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = math.nan
+    broken, whole = _outcomes(HFEngine(model, STOPS, 4), [((7, 5, 8), Sampling(4)), ((7, 6, 8), Sampling(4))])
+    assert isinstance(broken, InfrastructureError) and "After 0 sampled tokens the model's numbers are not finite" in str(broken)
+    assert isinstance(whole, Completion) and all(map(math.isfinite, whole.logprobs))
 
 
 def test_the_engine_samples_from_the_nucleus_only(models: dict) -> None:

@@ -106,3 +106,27 @@ def test_the_trainer_adds_what_is_asked_for(kind: str, gradient: str) -> None:
     assert found["kl"] == pytest.approx(value, rel=1e-4)
     assert found["loss"] - without["loss"] == pytest.approx(0.5 * value, rel=1e-3)
     assert abs(found["norm"] - other["norm"]) > 1e-3 < abs(found["norm"] - without["norm"])
+
+
+# d = reference - policy, and what MemAgent and verl make of it: the value, at most 10, and its derivative by the policy's log-prob.
+# Below the bound they are exp(d) - d - 1 and 1 - exp(d).
+@pytest.mark.parametrize(
+    ("d", "value", "slope"),
+    [
+        (0.0, 0.0, 0.0), (1.0, 0.718281828, -1.718281828), (2.6, 9.863738035, -12.463738035), (2.7, 10.0, 0.0), (25.0, 10.0, 0.0),
+        (-5.0, 4.006737947, 0.993262053), (-10.9, 9.900018460, 0.999981540), (-11.1, 10.0, 0.0), (100.0, 10.0, 0.0), (-100.0, 10.0, 0.0),
+    ],
+)  # fmt: skip
+def test_k3_is_bounded_in_its_value_and_beyond_it_has_no_gradient(d: float, value: float, slope: float) -> None:
+    policy = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    found = KL["k3"](policy, torch.tensor([d], dtype=torch.float64))
+    found.sum().backward()
+    assert found.item() == pytest.approx(value, abs=5e-9) and policy.grad.item() == pytest.approx(slope, abs=5e-9)
+
+
+@pytest.mark.parametrize(("kind", "value", "slope"), [("k1", -15.0, 1.0), ("k2", 112.5, -15.0)])
+def test_k1_and_k2_have_no_bound_as_verls_have_none(kind: str, value: float, slope: float) -> None:
+    policy = torch.zeros(1, requires_grad=True)
+    found = KL[kind](policy, torch.tensor([15.0]))
+    found.sum().backward()
+    assert (found.item(), policy.grad.item()) == (value, slope)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from memfactory.algorithms.ratios import ratio_of
+from memfactory.algorithms.ratios import MAX_LOG_RATIO, ratio_of
 
 GRADIENTS = ("plain", "straight_through", "ratio")
 
@@ -32,12 +32,13 @@ def k2_kl(logprobs: Tensor, ref: Tensor) -> Tensor:
 
 
 def k3_kl(logprobs: Tensor, ref: Tensor) -> Tensor:
-    """`exp(d) - d - 1` per token with d = ref - logprobs, bounded as MemAgent's: unbiased, never negative, of low variance.
+    """`exp(d) - d - 1` per token with d = ref - logprobs: unbiased below its bound, never negative, of low variance.
 
-    Its own expected gradient is not the KL's, which is why it is MemAgent's small coefficient and not a constraint.
+    The value is at most 10, as MemAgent's and verl's: a token beyond (d above 2.6 or below -11) has no gradient. That of the others
+    is in expectation not the KL's, which is why it is MemAgent's small coefficient and not a constraint.
     """
-    d = (ref - logprobs).clamp(-10.0, 10.0)
-    return torch.exp(d) - d - 1
+    d = (ref - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)  # as verl's: exp must stay finite, for its gradient is multiplied by 0
+    return (torch.exp(d) - d - 1).clamp(max=10.0)
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1_kl, "k2": k2_kl, "k3": k3_kl}

@@ -5,9 +5,12 @@ Shape letters used throughout: B examples, G attempts per example, T turns, N to
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from memfactory.common.errors import ConfigError
 
 Finish = Literal["stop", "length"]
 Messages = list[dict[str, str]]
@@ -25,6 +28,14 @@ class Sampling:
     """Nucleus: the smallest set of tokens with this much probability. Must be 1 in training."""
     stream: tuple[int, ...] = (0,)
     """Names the request's own random stream: (seed, step, example, attempt, turn)."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature {self.temperature}: must be a number from 0 (the most likely token) on, such as 1.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"top_p {self.top_p}: must be above 0 and at most 1 (1 keeps every token). For the most likely token set the temperature to 0."
+            )
 
 
 @dataclass(frozen=True, slots=True)

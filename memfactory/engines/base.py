@@ -18,6 +18,9 @@ from memfactory.common.types import Completion, Sampling
 
 T = TypeVar("T")
 
+NOT_FINITE = "After {} sampled tokens the model's numbers are not finite: its weights are damaged, or they overflow the type computed in."
+"""Why an engine gives a request up whose log-probs are not numbers."""
+
 
 class Engine(Protocol):
     """Samples continuations. Requests of all live coroutines meet in one pool."""

@@ -15,6 +15,7 @@ There is no second copy of the weights and nothing to synchronise. Knows no text
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,7 +31,7 @@ from memfactory.common.config import ENGINE_GRAPHS
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, unknown_name
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Finish, Sampling
-from memfactory.engines.base import uniforms
+from memfactory.engines.base import NOT_FINITE, uniforms
 from memfactory.engines.forward import DecodeForward
 from memfactory.engines.graphs import CudaRecorder, GraphedSteps, Recorder, row_bucket
 from memfactory.engines.load import stop_ids
@@ -320,6 +321,10 @@ class HFEngine:
         tokens, logprobs = read()
         for request, token, logprob in zip(rows, tokens, logprobs, strict=False):
             if request is None or request.ended or request.future.done():
+                continue
+            if math.isnan(logprob):
+                request.ended = True
+                request.future.set_exception(InfrastructureError(NOT_FINITE.format(len(request.ids))))
                 continue
             request.ids.append(token)
             request.logprobs.append(logprob)

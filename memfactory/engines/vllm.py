@@ -13,6 +13,7 @@ It holds weights of its own, so it is for machines with room for them; in traini
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import weakref
@@ -29,7 +30,7 @@ import torch
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
-from memfactory.engines.base import seed_of
+from memfactory.engines.base import NOT_FINITE, seed_of
 from memfactory.engines.load import source_of, stop_ids_at
 from memfactory.engines.vllm_worker import pack_again
 from memfactory.engines.weights import checkpoint_weights
@@ -237,6 +238,8 @@ class VLLMEngine:
             return InfrastructureError(f"vLLM gave a request up ({output.finish_reason}).")
         ids = tuple(output.token_ids)
         logprobs = tuple(float(of[token].logprob) for token, of in zip(ids, output.logprobs, strict=True))
+        if not all(map(math.isfinite, logprobs)):
+            return InfrastructureError(NOT_FINITE.format(next(at for at, value in enumerate(logprobs) if not math.isfinite(value))))
         return Completion(ids, logprobs, output.finish_reason)
 
 
