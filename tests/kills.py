@@ -197,7 +197,7 @@ def warm() -> None:
     import torch
 
     import memfactory.evaluation.judging
-    import memfactory.evaluation.orchestrator
+    import memfactory.evaluation.orchestrator  # noqa: F401
     from memfactory.cli import register_parts
 
     torch.set_num_threads(1)

@@ -28,7 +28,6 @@ def killed(kind: str, work: Path, *prepared: str, **environment: str) -> None:
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
     result = subprocess.run(command, capture_output=True, text=True, timeout=300 + 60 * KILLS, env=variables, cwd=ROOT)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    print(kind, result.stdout)
     assert json.loads(result.stdout.splitlines()[-1])["kills"] == KILLS
 
 

@@ -34,7 +34,7 @@ class Sampling:
             raise ConfigError(f"temperature {self.temperature}: must be a number from 0 (the most likely token) on, such as 1.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"top_p {self.top_p}: must be above 0 and at most 1 (1 keeps every token). For the most likely token set the temperature to 0."
+                f"top_p {self.top_p}: must be above 0 and at most 1 (1 keeps every token). The most likely token: temperature 0."
             )
 
 
