@@ -53,6 +53,7 @@ _install() {
         shift
     done
     "${pip[@]}" "${words[@]}"
+    python -m pip uninstall --quiet --yes memfactory >/dev/null 2>&1 || true  # another project of that name would be imported instead
     "${pip[@]}" --no-deps -e . "${@:2}"
     echo "$wanted" > "$stamp"
 }

@@ -8,9 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {
+_HOMES: dict[str, list[str]] = {
     "memfactory.common.version": ["__version__"],
-    "memfactory.common.registry": ["MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY", "ENGINE_REGISTRY", "Registry"],
+    "memfactory.common.registry": [
+        "Registry", "MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY", "ENGINE_REGISTRY", "LOSS_REGISTRY",
+        "ADVANTAGE_REGISTRY", "STORE_REGISTRY", "EMBEDDER_REGISTRY", "TASK_REGISTRY", "SCORER_REGISTRY", "JUDGE_PROMPT_REGISTRY",
+        "GENERATOR_REGISTRY", "TRACKER_REGISTRY",
+    ],
     "memfactory.common.types": ["Turn", "Trajectory", "RolloutGroup", "View", "Sampling", "Completion", "predictions"],
     "memfactory.common.config": ["TrainConfig", "read_config"],
     "memfactory.common.errors": ["MemFactoryError", "UserError", "ConfigError", "DataError", "MissingFileError", "InfrastructureError"],
@@ -25,20 +29,27 @@ _HOMES = {
     "memfactory.modules.memory_extractor": ["NaiveExtractor"],
     "memfactory.modules.memory_updater": ["NaiveUpdater"],
     "memfactory.modules.memory_retriever": ["NaiveRetriever"],
+    "memfactory.modules.reranker": ["RerankRetriever"],
+    "memfactory.modules.rmm_reranker": ["RMMReranker"],
     "memfactory.modules.answerer": ["Answerer"],
     "memfactory.memory.bank": ["MemoryBank"],
     "memfactory.memory.items": ["MemoryItem", "MemoryOp"],
+    "memfactory.memory.stores": ["open_store"],
     "memfactory.agents.base": ["BaseAgent"],
     "memfactory.agents.build": ["build_agent", "local_models"],
     "memfactory.agents.memory_agent": ["MemoryAgent"],
     "memfactory.agents.memory_r1_agent": ["MemoryR1Agent"],
+    "memfactory.agents.rmm_agent": ["MemoryRMMAgent"],
     "memfactory.envs.base": ["BaseEnv"],
     "memfactory.envs.longcontext": ["LongcontextEnv"],
     "memfactory.envs.memory_bank": ["MemoryBankEnv"],
-    "memfactory.evaluation.harness": ["evaluate"],
+    "memfactory.envs.rerank_bank": ["RerankBankEnv"],
+    "memfactory.evaluation.harness": ["evaluate", "Scores"],
+    "memfactory.evaluation.jobs": ["load_scores"],
     "memfactory.trainers.mem_grpo_trainer": ["MemTrainer"],
+    "memfactory.trainers.mem_reinforce_trainer": ["MemReinforceTrainer"],
     "memfactory.trainers.mem_sft_trainer": ["MemSFTTrainer"],
-}
+}  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 

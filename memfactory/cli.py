@@ -62,21 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(command)
 
 
-def register_parts() -> None:
-    """Import all that registers the project's parts. Here and in the commands, for it takes seconds: `--help` need not wait for them."""
-    import memfactory.agents
-    import memfactory.data.build
-    import memfactory.engines.hf
-    import memfactory.engines.scripted
-    import memfactory.engines.vllm
-    import memfactory.envs
-    import memfactory.evaluation.tasks
-    import memfactory.memory.embedders
-    import memfactory.trainers.mem_grpo_trainer
-    import memfactory.trainers.mem_reinforce_trainer
-    import memfactory.trainers.mem_sft_trainer  # noqa: F401
-
-
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     import transformers
@@ -112,7 +97,6 @@ def train(arguments: Sequence[str]) -> None:
     from memfactory.trainers.base import device_of
     from memfactory.trainers.memory_plan import report_memory
 
-    register_parts()
     load_settings()
     config = read_config(arguments, slots_of, defaults_of)
     import_plugins(config.plugins)
@@ -135,7 +119,6 @@ def plan(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         Console().print(PLAN_USAGE, highlight=False, soft_wrap=True, markup=False)
         return 0
-    register_parts()
     return plan_run(arguments, Console(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
 
 
@@ -145,7 +128,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     from memfactory.evaluation.config import EvalConfig
     from memfactory.evaluation.orchestrator import evaluate_all
 
-    register_parts()
     load_settings()
     config, _ = parse_flags(EvalConfig, arguments, "memfactory eval")
     import_plugins(config.plugins)
@@ -197,7 +179,6 @@ def chat_with(arguments: Sequence[str]) -> int:
     from memfactory.serving.chat import USAGE as CHAT_USAGE
     from memfactory.serving.chat import ChatConfig, chat
 
-    register_parts()
     load_settings()
     config, words = parse_flags(ChatConfig, arguments, "memfactory chat", CHAT_USAGE, 1)
     return chat(words, config, Console(highlight=False))
@@ -261,13 +242,9 @@ def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
 
 def list_parts(arguments: Sequence[str]) -> None:
     """`memfactory list`."""
-    from memfactory.memory.stores import register_all
-
     flags = ("--import", "--plugins")
     if arguments and arguments[0] not in flags:
         raise unknown_name("flag of memfactory list", arguments[0], ["--import"])
-    register_parts()
-    register_all()
     import_plugins([name for name in arguments if name not in flags])
     console = Console(soft_wrap=True, highlight=False)
     for registry in REGISTRIES:

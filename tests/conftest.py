@@ -76,10 +76,8 @@ def tiny_qwen3(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Qwen3Fo
 @pytest.fixture
 def forgotten_parts() -> Iterator[None]:
     """Forget the parts that a test registers, so that tests do not see each other's; the project's own stay."""
-    from memfactory.cli import register_parts
     from memfactory.common.registry import REGISTRIES
 
-    register_parts()
     before = [dict(registry._parts) for registry in REGISTRIES]
     yield
     for registry, parts in zip(REGISTRIES, before, strict=True):

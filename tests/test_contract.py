@@ -8,17 +8,14 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import memfactory
-from memfactory.cli import register_parts
-from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, MODULE_REGISTRY, TRAINER_REGISTRY
-
-register_parts()
+from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, MODULE_REGISTRY, REGISTRIES, TRAINER_REGISTRY
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "memfactory"
@@ -237,8 +234,32 @@ def test_modules_keep_the_papers_three_interfaces(name: str) -> None:
     assert inspect.iscoroutinefunction(getattr(memfactory.BaseModule, name))
 
 
+def test_every_part_is_registered_by_a_home_of_its_registry() -> None:
+    """`from memfactory import ENV_REGISTRY; ENV_REGISTRY.get("longcontext")` works before anything else is imported."""
+    graph = {module_of(path): set(imports_of(path, top_level_only=True)) for path in FILES}
+
+    def reached(homes: Iterable[str]) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(homes)
+        while waiting:
+            if (module := waiting.pop()) not in seen:
+                seen.add(module)
+                waiting += graph.get(module, ())
+        return seen
+
+    named = {name: value for name, value in vars(memfactory.common.registry).items() if value in REGISTRIES}
+    assert len(named) == len(REGISTRIES)
+    missing, found = [], set()
+    for path in FILES:
+        for name in re.findall(r"^[ @]*(\w+_REGISTRY)\.register\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.add(name)
+            if name in named and module_of(path) not in reached(named[name].homes) | {"memfactory.common.registry"}:
+                missing.append((name, module_of(path)))
+    assert not missing and found == set(named)
+
+
 def test_registries_register_by_decorator() -> None:
-    for registry in ("MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY"):
+    for registry in ("MODULE_REGISTRY", "AGENT_REGISTRY", "ENV_REGISTRY", "TRAINER_REGISTRY", "LOSS_REGISTRY", "STORE_REGISTRY"):
         assert callable(getattr(memfactory, registry).register("a_name_that_is_not_filed"))
 
 
@@ -247,6 +268,11 @@ def test_every_public_name_can_be_imported(name: str) -> None:
     namespace: dict[str, object] = {}
     exec(f"from memfactory import {name}", namespace)
     assert namespace[name] is not None
+
+
+def test_the_docs_list_every_public_name() -> None:
+    listed = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Public names")[2].partition("\n## ")[0]
+    assert set(re.findall(r"\w+", listed)) >= set(memfactory.__all__)
 
 
 def test_an_unknown_public_name_lists_the_known() -> None:
@@ -291,6 +317,21 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
             lines = path.read_text(encoding="utf-8").splitlines()
             found += [f"{'/'.join(parts)}:{number}: {line.strip()[:80]}" for number, line in enumerate(lines, 1) if pattern.search(line)]
     assert not found
+
+
+def test_every_install_line_installs_this_project() -> None:
+    """The name `memfactory` on the package index is another's: 0.1.0, and empty."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^name = "memfactory-rl"', project, re.MULTILINE)
+    assert tuple(int(part) for part in memfactory.__version__.split(".")) > (0, 1, 0)
+    extras = set(re.findall(r"^([\w-]+) = \[", project.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.MULTILINE))
+    wrong, named = [], set()
+    for path in [*FILES, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.*")]:
+        if path.suffix in (".py", ".md", ".sh", ".yaml"):
+            text = path.read_text(encoding="utf-8")
+            wrong += [(name_of(path), line) for line in re.findall(r"pip install[ '\"]+memfactory.*|memfactory\[.*", text)]
+            named |= {*re.findall(r'-e "\.\[([\w-]+)\]"', text), *re.findall(r"\binstall\(['\"]([\w-]+)", text)}
+    assert not wrong and named <= extras and {"milvus", "graph", "vllm", "lora", "parquet"} <= named
 
 
 def test_entry_points_of_the_launchers_are_there() -> None:

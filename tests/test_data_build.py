@@ -116,7 +116,7 @@ def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: 
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(memfactory.data.parquet.importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'memfactory\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[parquet\]"'):
         make(tmp_path, output="train.parquet")
     assert files(tmp_path) == set()
 

@@ -292,7 +292,7 @@ def test_what_can_only_fail_again_ends_the_command(server: Server, no_settings: 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ConfigError, match='pip install "sentence-transformers'):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[sentence-transformers\]"; or choose'):
         SentenceTransformersEmbedder()
 
 

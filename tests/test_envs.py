@@ -271,7 +271,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"pip install 'memfactory\[parquet\]'"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[parquet\]"'):
         load_longcontext(tmp_path / "train.parquet")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,6 +96,25 @@ def test_every_kind_of_part_has_one_registry() -> None:
     kinds = [registry.kind for registry in REGISTRIES]
     assert len(set(kinds)) == len(kinds)
     assert {"agent", "module", "env", "trainer", "engine", "loss"} <= set(kinds)
+
+
+def test_a_registry_knows_its_own_parts_at_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Registry[type] = Registry("fruit", "own_plugin_home")
+    monkeypatch.setattr("memfactory.common.registry.FRUIT", made, raising=False)
+    home = tmp_path / "own_plugin_home.py"
+    text = "from memfactory.common.registry import FRUIT\n\n@FRUIT.register('apple')\nclass Apple: __module__ = 'memfactory.fruit'\n"
+    home.write_text(f"{text}\nassert list(FRUIT) == ['apple']\nraise OSError('down')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert made.filed() == []
+    for _ in range(2):  # what could not be imported is tried again, and never passes for an empty table
+        with pytest.raises(OSError, match="down"):
+            made.get("apple")
+    home.write_text(text, encoding="utf-8")
+    importlib.invalidate_caches()
+    with pytest.raises(ConfigError, match=r"'apple' is already registered as memfactory\.fruit\.Apple"):
+        made.register("apple")(type("Mine", (), {}))  # one's own part sees the project's before it takes a name
+    assert list(made) == ["apple"] and made.get("apple").__name__ == "Apple"
 
 
 @dataclass(frozen=True)

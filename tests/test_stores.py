@@ -19,7 +19,7 @@ from memfactory.memory.bank import UNKNOWN_ID, MemoryBank
 from memfactory.memory.embedders import HashedEmbedder
 from memfactory.memory.items import MemoryItem, MemoryOp
 from memfactory.memory.search import search
-from memfactory.memory.stores import MemoryStore, open_store, register_all
+from memfactory.memory.stores import MemoryStore, open_store
 
 FACTS = [
     "Alice adopted a golden retriever called Max in May 2023.",
@@ -343,7 +343,6 @@ def test_names_and_options_are_checked() -> None:
         open_store("in_memory", {"path": "x"})
     with pytest.raises(UnknownNameError, match="embedder 'bert'"):
         open_store("in_memory", embedder="bert")
-    register_all()
     assert {"in_memory", "milvus", "neo4j", "hybrid"} <= set(STORE_REGISTRY) and STORE_REGISTRY in REGISTRIES
     with open_store("in_memory") as store:
         assert isinstance(store.embedder, HashedEmbedder)

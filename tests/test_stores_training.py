@@ -16,11 +16,11 @@ import memfactory
 from memfactory.agents.build import local_models
 from memfactory.agents.memory_r1_agent import MemoryR1Agent
 from memfactory.common.files import write_json
+from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.data.generators.synth_dialog import synth_dialog
 from memfactory.envs.memory_bank import MemoryBankEnv
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.stores import BACKENDS
 
 PACKAGE = Path(memfactory.__file__).parent
 STORES, STORES_FOLDER = "memfactory.memory.stores", PACKAGE / "memory" / "stores"
@@ -55,7 +55,7 @@ def reachable(roots: list[str]) -> set[str]:
 
 
 def test_nothing_that_trains_imports_a_database() -> None:
-    databases = {f"{STORES}.{name}" for name in BACKENDS if name != "in_memory"}
+    databases = {home for home in STORE_REGISTRY.homes if home != f"{STORES}.in_memory"}
     databases |= {f"{STORES}.{path.stem}" for path in STORES_FOLDER.glob("*.py") if LIBRARIES & {n.split(".")[0] for n in imports_of(path)}}
     assert f"{STORES}.milvus_connection" in reachable([f"{STORES}.milvus"]) & databases, "the search sees what there is"
     found = reachable(["memfactory.trainers"])

@@ -132,7 +132,7 @@ def test_a_run_name_turns_swanlab_on_where_it_is_installed(monkeypatch: pytest.M
 
 def test_asking_for_swanlab_without_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_swanlab(monkeypatch)
-    with pytest.raises(ConfigError, match="pip install swanlab"):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[tracking\]"'):
         TRACKER_REGISTRY.get("swanlab")(tmp_path)
 
 

@@ -59,7 +59,9 @@ def with_vllm(test: Any) -> Any:
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is here")
 def test_without_vllm_one_line_says_how_to_get_it() -> None:
-    with pytest.raises(ConfigError, match=r'needs vLLM \(No module named .vllm.\)\. Run: pip install "memfactory\[vllm\]"'):
+    with pytest.raises(
+        ConfigError, match=r'needs vLLM \(No module named .vllm.\)\. Run, in the checkout of MemFactory: pip install -e "\.\[vllm\]"'
+    ):
         BaseAgent.load(str(TINY), engine="vllm")
 
 

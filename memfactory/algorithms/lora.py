@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.version import install
 
 if TYPE_CHECKING:  # importing them takes seconds
     from peft import LoraConfig
@@ -55,7 +56,7 @@ def lora_config(options: LoraOptions) -> LoraConfig:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise MissingFileError("--lora_r needs peft, which is not installed: pip install peft (or memfactory[lora]).") from error
+        raise MissingFileError(f"--lora_r needs peft, which is not installed. {install('lora')}") from error
     targets: Any = options.targets[0] if options.targets == ("all-linear",) else list(options.targets)
     return LoraConfig(r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, task_type="CAUSAL_LM")
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,22 +27,42 @@ class Registry(Generic[T]):
     """A table from a name to a class or function of one kind.
 
     Example: `AGENT_REGISTRY.get("memagent")` returns the class `MemoryAgent`; an unknown name raises
-    `UnknownNameError`, which lists the known names and the nearest one.
+    `UnknownNameError`, which lists the known names and the nearest one. `homes`: the modules that register the project's own
+    parts; they are imported at the first look, so that every look sees them and nobody pays for a table that is not used.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *homes: str) -> None:
         self.kind = kind
-        self._parts: dict[str, T] = {}
+        self.homes = homes
+        self._filed: dict[str, T] = {}
+        self._looked = not homes
+        self._looking = threading.RLock()
+
+    @property
+    def _parts(self) -> dict[str, T]:
+        """What is filed, with the project's own. A home that looks here while it is imported sees what is there so far."""
+        with self._looking:  # another thread's first look waits until everything is filed
+            if not self._looked:
+                self._looked = True
+                try:
+                    for home in self.homes:
+                        importlib.import_module(home)
+                except BaseException:
+                    self._looked = False
+                    raise
+        return self._filed
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: file the class or function under `name`. A name taken by another part raises `ConfigError`."""
 
         def file(part: T) -> T:
-            taken = self._parts.get(name)
+            own = getattr(part, "__module__", "").startswith("memfactory.")
+            parts = self._filed if own else self._parts  # one's own part must not take a name before the project's has it
+            taken = parts.get(name)
             # A module that is imported twice (a notebook cell run again) re-registers the same part: allowed.
             if taken is not None and _identity(taken) != _identity(part):
                 raise ConfigError(f"{self.kind} {name!r} is already registered as {_identity(taken)}; choose another name.")
-            self._parts[name] = part
+            parts[name] = part
             return part
 
         return file
@@ -66,25 +87,33 @@ class Registry(Generic[T]):
         """(name, part) pairs in the order of their names."""
         return sorted(self._parts.items())
 
+    def filed(self) -> list[T]:
+        """What was filed so far, one's own parts among it, without importing any of the project's."""
+        return list(self._filed.values())
+
 
 def _identity(part: object) -> str:
     return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', part)}"
 
 
-MODULE_REGISTRY: Registry[type] = Registry("module")
-AGENT_REGISTRY: Registry[type] = Registry("agent")
-ENV_REGISTRY: Registry[type] = Registry("env")
-TRAINER_REGISTRY: Registry[type] = Registry("trainer")
-ENGINE_REGISTRY: Registry[type] = Registry("engine")
-LOSS_REGISTRY: Registry[Callable] = Registry("loss")
-ADVANTAGE_REGISTRY: Registry[Callable] = Registry("advantage")
-TRACKER_REGISTRY: Registry[type] = Registry("tracker")
-GENERATOR_REGISTRY: Registry[Callable] = Registry("generator")
-SCORER_REGISTRY: Registry[Callable] = Registry("scorer")
-JUDGE_PROMPT_REGISTRY: Registry[Callable] = Registry("judge prompt")
-EMBEDDER_REGISTRY: Registry[type] = Registry("embedder")
-STORE_REGISTRY: Registry[type] = Registry("store")
-TASK_REGISTRY: Registry[type] = Registry("task")
+MODULE_REGISTRY: Registry[type] = Registry("module", "memfactory.modules")
+AGENT_REGISTRY: Registry[type] = Registry("agent", "memfactory.agents")
+ENV_REGISTRY: Registry[type] = Registry("env", "memfactory.envs", "memfactory.evaluation.tasks")
+TRAINER_REGISTRY: Registry[type] = Registry(
+    "trainer", *(f"memfactory.trainers.{name}_trainer" for name in ("mem_grpo", "mem_reinforce", "mem_sft"))
+)
+ENGINE_REGISTRY: Registry[type] = Registry("engine", *(f"memfactory.engines.{name}" for name in "api hf scripted servers vllm".split()))
+LOSS_REGISTRY: Registry[Callable] = Registry("loss", "memfactory.algorithms.losses")
+ADVANTAGE_REGISTRY: Registry[Callable] = Registry("advantage", "memfactory.algorithms.advantages")
+TRACKER_REGISTRY: Registry[type] = Registry("tracker", "memfactory.common.tracking")
+GENERATOR_REGISTRY: Registry[Callable] = Registry("generator", "memfactory.data.build")
+SCORER_REGISTRY: Registry[Callable] = Registry("scorer", "memfactory.judges")
+JUDGE_PROMPT_REGISTRY: Registry[Callable] = Registry("judge prompt", "memfactory.judges")
+EMBEDDER_REGISTRY: Registry[type] = Registry("embedder", "memfactory.memory.embedders")
+STORE_REGISTRY: Registry[type] = Registry(
+    "store", *(f"memfactory.memory.stores.{name}" for name in "hybrid in_memory milvus neo4j".split())
+)
+TASK_REGISTRY: Registry[type] = Registry("task", "memfactory.evaluation.tasks")
 
 REGISTRIES: tuple[Registry, ...] = (
     AGENT_REGISTRY, MODULE_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY, ENGINE_REGISTRY, LOSS_REGISTRY,

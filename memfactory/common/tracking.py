@@ -18,6 +18,7 @@ from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_jsonl, write_jsonl
 from memfactory.common.registry import TRACKER_REGISTRY
 from memfactory.common.settings import load_settings
+from memfactory.common.version import install
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class SwanLabTracker:
         try:
             import swanlab
         except ModuleNotFoundError as error:
-            raise ConfigError("--report_to swanlab needs the package swanlab: pip install swanlab.") from error
+            raise ConfigError(f"--report_to swanlab needs the package swanlab. {install('tracking')}") from error
         self._swanlab = swanlab
         load_settings()  # the key may stand in .env
         mode = os.environ.get("SWANLAB_MODE") or ("cloud" if os.environ.get("SWANLAB_API_KEY") else "offline")

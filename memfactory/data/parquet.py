@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from memfactory.common.errors import ConfigError, DataError, MissingFileError
+from memfactory.common.version import install
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ def require_pyarrow() -> ModuleType:
     try:
         return importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
-        raise ConfigError("Parquet files need pyarrow: `pip install 'memfactory[parquet]'` or `pip install pyarrow`.") from error
+        raise ConfigError(f"Parquet files need pyarrow. {install('parquet')}") from error
 
 
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:

@@ -30,6 +30,7 @@ import torch
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
+from memfactory.common.version import install
 from memfactory.engines.base import NOT_FINITE, seed_of
 from memfactory.engines.load import source_of, stop_ids_at
 from memfactory.engines.vllm_worker import pack_again
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # importing it takes many seconds, and most installations hav
 
 T = TypeVar("T")
 
-INSTALL = 'Run: pip install "memfactory[vllm]", or without a GPU install requirements-vllm.txt as tests/vllm.sh does.'
+INSTALL = f"{install('vllm')}. Without a GPU install requirements-vllm.txt as tests/vllm.sh does."
 
 _CPU_CACHE = 4 << 30
 """Bytes of keys and values on a CPU, unless said otherwise: vLLM would take most of the machine's memory."""

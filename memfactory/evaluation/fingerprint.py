@@ -60,7 +60,7 @@ def code_hash() -> str:
 
 def _own_code(*parts: object) -> dict[str, str | None]:
     """Hashes of the files of a user's own classes and of all that they registered (a scorer, say); the package's are in `code_hash`."""
-    registered = [part for registry in REGISTRIES for _, part in registry.items()]
+    registered = [part for registry in REGISTRIES for part in registry.filed()]
     own = [part for part in [*(type(part) for part in parts), *registered] if not part.__module__.startswith("memfactory.")]
     return {f"{part.__module__}.{part.__qualname__}": _source_hash(part) for part in own}
 

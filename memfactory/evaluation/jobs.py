@@ -191,8 +191,12 @@ def models_of(job: Job, agent: BaseAgent, device: str) -> Models:
     return models
 
 
-def load_scores(folder: Path) -> Scores:
-    """The scores of a job's folder as they stand, also unfinished ones: every number is computed from the ledger."""
+def load_scores(folder: str | Path) -> Scores:
+    """The scores of a job's folder (`OUTPUT/MODEL/DATASET`) as they stand, also unfinished ones: all is computed from the ledger.
+
+    `sampled` and `greedy` have a row for each of `examples`; `attempts` are the ledger's own rows by (example, kind, attempt).
+    """
+    folder = Path(folder).expanduser()
     path = folder / "job.json"
     if not path.is_file():
         raise MissingFileError(f"{folder} is no evaluated data set: it has no job.json. `memfactory eval` makes one.")

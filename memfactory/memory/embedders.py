@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
+from memfactory.common.version import install
 
 Vectors = NDArray[np.float32]
 
@@ -95,7 +96,7 @@ class SentenceTransformersEmbedder:
         except ImportError as error:
             raise ConfigError(
                 f"The embedder 'sentence_transformers' needs a library that is not installed ({error}). "
-                'Run: pip install "sentence-transformers>=5", or choose the embedder "hashed".'
+                f"{install('sentence-transformers')}; or choose the embedder hashed."
             ) from error
         try:
             self._model = SentenceTransformer(model, device=device)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from memfactory.common.errors import ConfigError, StoreError, in_one_line
+from memfactory.common.version import install
 
 T = TypeVar("T")
 Rows = list[list[Any]]
@@ -54,7 +55,7 @@ class BoltClient:
         try:
             import neo4j
         except ImportError as error:
-            raise ConfigError(f'A graph store needs the neo4j driver ({error}). Run: pip install "memfactory[graph]".') from error
+            raise ConfigError(f"A graph store needs the neo4j driver ({error}). {install('graph')}") from error
         if uri.partition("://")[0] not in _SCHEMES:
             raise ConfigError(f"A graph server speaks Bolt, so {uri!r} is not its address. {_EXAMPLE}")
         self.uri, self.database, self.timeout, self._advice = uri, database, timeout, advice

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.version import install
 
 DATABASE = "memory"
 _CHILD = Path(__file__).with_name("bolt_child.py")
@@ -45,8 +46,8 @@ class BoltServer:
         """`path`: the folder of the data, made if need be. `timeout`: seconds for the server to start. `heap`: Java's memory."""
         if importlib.util.find_spec("arcadedb_embedded") is None:
             raise ConfigError(
-                'The embedded graph database is not installed. Run: pip install "memfactory[graph]", '
-                "or name a server with NEO4J_URI, NEO4J_USER and NEO4J_PASSWORD."
+                f"The embedded graph database is not installed. {install('graph')}; or name a server with NEO4J_URI, NEO4J_USER "
+                "and NEO4J_PASSWORD."
             )
         self.path = Path(path).absolute()
         self.user, self.password, self.database = "root", secrets.token_urlsafe(24), DATABASE

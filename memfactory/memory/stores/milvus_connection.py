@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.version import install
 
-INSTALL = 'Run: pip install "pymilvus>=3" "milvus-lite>=3.2"'
+INSTALL = install("milvus")
 
 
 class MilvusConnection:
@@ -40,7 +41,7 @@ class MilvusConnection:
             import grpc
             from pymilvus.exceptions import MilvusException
         except ImportError as error:
-            raise ConfigError(f"The store 'milvus' needs pymilvus, which is not installed ({error}). {INSTALL}.") from error
+            raise ConfigError(f"The store 'milvus' needs pymilvus, which is not installed ({error}). {INSTALL}") from error
         try:
             if self._client is None:
                 self._open()
@@ -81,7 +82,7 @@ class MilvusConnection:
             from milvus_lite.exceptions import DataDirLockedError, MilvusLiteError
         except ImportError as error:
             raise ConfigError(
-                f"A file of memories needs milvus-lite 3, which is not installed ({error}). {INSTALL}, or set MILVUS_URI to a server."
+                f"A file of memories needs milvus-lite 3, which is not installed ({error}). {INSTALL}; or set MILVUS_URI to a server."
             ) from error
         logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)  # as pymilvus; and the torn end of a log, which is repaired
         if path.exists() and not path.is_dir():
