@@ -143,6 +143,7 @@ def report_again(arguments: Sequence[str]) -> int:
     config, words = parse_flags(ReportConfig, arguments, "memfactory report", "memfactory report FOLDER [--export lm-eval]", 1)
     if not words:
         raise UserError("memfactory report takes the folder of an evaluation, such as output/evaluation.")
+    import_plugins(config.plugins)
     return report_folder(Path(words[0]), config.export, Console())
 
 

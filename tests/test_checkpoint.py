@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from memfactory.agents.build import build_agent
 from memfactory.common.config import TrainConfig
-from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.errors import ConfigError, DataError, MissingFileError
 from memfactory.common.files import looks_local, read_json, write_json
 from memfactory.data.generators.synth_facts import synth_facts
-from memfactory.engines.load import load_model
+from memfactory.engines.load import load_causal_lm, load_config, load_model
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
+from memfactory.trainers.state_files import read_state, write_state
+
+TENSORS = "memfactory.trainers.state_files.save_file"
 
 KILLED_WHILE_SAVING = """
 import os, random, signal, sys, time
@@ -66,7 +73,7 @@ def save(
 
     def write(step: int, seed: int = 0, **state: Any) -> tuple[Path, Qwen3ForCausalLM]:
         model = tiny_qwen3(seed=seed)
-        return ckpt.save_checkpoint(tmp_path, step, model, tiny_tokenizer, {"step": step}, state), model
+        return ckpt.save_checkpoint(tmp_path, step, model, tiny_tokenizer, {"step": step}, state | {"tensor": torch.ones(2)}), model
 
     return write
 
@@ -98,7 +105,7 @@ def test_a_kill_during_a_save_leaves_whole_checkpoints_only(
     assert_whole((tmp_path / "run" / "last").resolve(), int((tmp_path / "run" / "last").resolve().name.split("-")[1]))
 
 
-@pytest.mark.parametrize("where", ["PreTrainedTokenizerFast.save_pretrained", "torch.save", "os.rename"])
+@pytest.mark.parametrize("where", ["transformers.PreTrainedTokenizerFast.save_pretrained", TENSORS, "os.rename"])
 def test_a_save_that_fails_half_way_leaves_the_one_before(
     save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -107,7 +114,7 @@ def test_a_save_that_fails_half_way_leaves_the_one_before(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr({"torch.save": "torch.save", "os.rename": "os.rename"}.get(where, f"transformers.{where}"), fail)
+    monkeypatch.setattr(where, fail)
     with pytest.raises(OSError, match="disk full"):
         save(2)
     monkeypatch.undo()
@@ -119,7 +126,7 @@ def test_a_save_that_fails_half_way_leaves_the_one_before(
 @pytest.mark.parametrize(
     "where",
     [
-        "torch.save",
+        TENSORS,
         "os.rename",
     ],
 )
@@ -160,8 +167,8 @@ def test_leftovers_of_a_kill_are_no_checkpoints(save: Callable[..., tuple[Path, 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     for step in (1000000, 2, 30, 999999):
-        (tmp_path / f"checkpoint-{step:06d}").mkdir()
-        (tmp_path / f"checkpoint-{step:06d}" / "trainer_state.pt").touch()
+        (tmp_path / f"checkpoint-{step:06d}" / "trainer_state").mkdir(parents=True)
+        (tmp_path / f"checkpoint-{step:06d}" / "trainer_state" / "state.json").touch()
     assert [int(path.name.split("-")[1]) for path in ckpt.checkpoints(tmp_path)] == [2, 30, 999999, 1000000]
 
 
@@ -216,10 +223,105 @@ def test_memfactory_json_says_what_was_trained_and_how(
 
 def test_another_version_of_the_state_is_refused(save: Callable[..., tuple[Path, Qwen3ForCausalLM]]) -> None:
     folder, _ = save(1)
-    state = torch.load(folder / "trainer_state.pt", weights_only=False)
-    torch.save(state | {"version": ckpt.STATE_VERSION + 1}, folder / "trainer_state.pt")
+    state = ckpt.load_state(folder)
+    shutil.rmtree(folder / "trainer_state")
+    write_state(folder / "trainer_state", state | {"version": ckpt.STATE_VERSION + 1})
     with pytest.raises(ConfigError, match=f"version {ckpt.STATE_VERSION + 1}.*reads {ckpt.STATE_VERSION}"):
         ckpt.load_state(folder)
+
+
+class Armed:
+    """Runs code when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickled_state_is_never_read_and_the_refusal_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-000004"
+    folder.mkdir()
+    (folder / "trainer_state.pt").write_bytes(pickle.dumps(Armed(tmp_path / "ran")))
+    assert ckpt.checkpoints(tmp_path) == [folder], "a run with an older state must not be overwritten"
+    with pytest.raises(ConfigError, match=f"not read.*--model_name_or_path {folder}"):
+        ckpt.load_state(folder)
+    (folder / "trainer_state").mkdir()
+    (folder / "trainer_state" / "state.json").write_bytes(pickle.dumps(Armed(tmp_path / "ran")))
+    with pytest.raises(DataError, match="damaged"):
+        ckpt.load_state(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(save: Callable[..., tuple[Path, Qwen3ForCausalLM]]) -> None:
+    folder, _ = save(1, random=ckpt.random_states())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".txt"} and len(files) > 4
+    assert not list(folder.glob("tensors*")), "vLLM reads every *.safetensors beside config.json"
+
+
+TENSORS_IN_A_STATE = [torch.tensor(2.0), torch.arange(6).view(2, 3).T, torch.ones(3, dtype=torch.bfloat16), torch.empty(0).short()]
+KEYS = st.text(max_size=3) | st.integers() | st.sampled_from(["@tensor", "@tuple", "@float", "@items"])
+STATES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(TENSORS_IN_A_STATE),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text(max_size=4), STATES, max_size=4))
+def test_a_state_comes_back_bit_for_bit(state: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_state(Path(folder) / "state", state)
+        assert same(read_state(Path(folder) / "state"), state)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in type and value, NaN to NaN, tensors bit by bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return repr(one) == repr(other)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "gone", "text", "names a tensor that is not there", "a list"])
+def test_a_damaged_state_is_one_error_that_says_what_to_do(
+    save: Callable[..., tuple[Path, Qwen3ForCausalLM]], harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = save(1)
+    file, told = folder / "trainer_state" / "tensors-00001.safetensors", folder / "trainer_state" / "state.json"
+    {
+        "cut": lambda: file.write_bytes(file.read_bytes()[:-3]),
+        "empty": lambda: file.write_bytes(b""),
+        "gone": file.unlink,
+        "text": lambda: told.write_text("{", encoding="utf-8"),
+        "names a tensor that is not there": lambda: told.write_text('{"tensor": {"@tensor": "7"}}', encoding="utf-8"),
+        "a list": lambda: told.write_text("[]", encoding="utf-8"),
+    }[harm]()
+    with pytest.raises(DataError, match="damaged.*older checkpoint"):
+        ckpt.load_state(folder)
+
+
+def test_a_models_own_code_is_never_run_nor_asked_about(
+    save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = save(1)
+    config = read_json(folder / "config.json") | {"model_type": "strange", "auto_map": {
+        "AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}  # fmt: skip
+    write_json(folder / "config.json", config)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    for load in (load_causal_lm, load_config):
+        with pytest.raises(MissingFileError, match="never run"):
+            load(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("path", ["models/absent", "./absent", "absent", "~/absent/model"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from openai_server import Handler, Server, says, serving
 from memfactory.common.errors import ConfigError, InfrastructureError
 from memfactory.common.registry import EMBEDDER_REGISTRY, REGISTRIES
 from memfactory.memory.bank import MemoryBank
-from memfactory.memory.embedders import CachedEmbedder, Embedder, HashedEmbedder, OpenAIEmbedder, SentenceTransformersEmbedder, Vectors
+from memfactory.memory.embedders import (
+    CachedEmbedder,
+    Embedder,
+    HashedEmbedder,
+    OpenAIEmbedder,
+    SentenceTransformersEmbedder,
+    Vectors,
+    _refuse_own_code,
+)
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import search
 
@@ -309,3 +318,12 @@ def test_a_real_sentence_transformer_knows_meaning_offline() -> None:
     assert search("Who owns a pet?", MemoryBank.of(FACTS), CachedEmbedder(embedder), 1)[0][0].text == FACTS[0]
     with pytest.raises(ConfigError, match="nowhere/model"):
         SentenceTransformersEmbedder(model="./nowhere/model")
+
+
+def test_a_folder_whose_modules_are_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    listed = tmp_path / "modules.json"
+    listed.write_text('[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]', encoding="utf-8")
+    _refuse_own_code(str(tmp_path))
+    listed.write_text('[{"idx": 0, "name": "0", "path": "", "type": "own.Module"}]', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"own\.Module.*never run"):
+        _refuse_own_code(str(tmp_path))

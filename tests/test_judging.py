@@ -16,9 +16,9 @@ from rich.console import Console
 
 from memfactory.cli import main
 from memfactory.common.errors import ConfigError, DataError, InfrastructureError, MissingFileError, ServerTimeout, UnknownNameError
-from memfactory.common.files import file_hash, write_json
+from memfactory.common.files import file_hash, read_json, write_json
 from memfactory.common.parsing import normalize_squad
-from memfactory.common.registry import JUDGE_PROMPT_REGISTRY
+from memfactory.common.registry import JUDGE_PROMPT_REGISTRY, import_plugins
 from memfactory.common.types import Messages, Sampling, Turn
 from memfactory.envs.memory_bank import MemoryBankEnv
 from memfactory.evaluation.calibration import GOLD, KINDS, SENTENCE, SPECIFIC, VAGUE, known_answers
@@ -334,6 +334,22 @@ def test_other_data_and_a_folder_that_is_none_are_refused(tmp_path: Path) -> Non
     (folder / "judgments.jsonl").write_text("[]\n")
     with pytest.raises(DataError, match="line 1 is not a judgment"):
         read_judgments(folder)
+
+
+def test_what_a_folder_names_is_imported_only_if_the_command_line_names_it(tmp_path: Path, forgotten_parts: None) -> None:
+    folder, part = folder_of(tmp_path), tmp_path / "part.py"
+    part.write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'a').close()\nfrom memfactory.common.registry import ENV_REGISTRY\n"
+        "from memfactory.envs.longcontext import LongcontextEnv\n"
+        "@ENV_REGISTRY.register('theirs')\nclass Theirs(LongcontextEnv): ...\n",
+        encoding="utf-8",
+    )
+    write_json(folder / "job.json", read_json(folder / "job.json") | {"env": "theirs", "plugins": [str(part)]})
+    with pytest.raises(ConfigError, match=f"theirs.*If you trust them: --import {part}"):
+        evaluated(folder)
+    assert not (tmp_path / "ran").exists()
+    import_plugins([str(part)])
+    assert len(evaluated(folder).every_question()) == len(CITIES)
 
 
 def dialogue(name: str, *asked: tuple[str, str, str]) -> dict[str, Any]:

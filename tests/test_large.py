@@ -19,6 +19,7 @@ from memfactory.common.errors import ConfigError
 from memfactory.common.files import write_json
 from memfactory.data.generators.synth_facts import synth_facts
 from memfactory.envs.longcontext import LongcontextEnv
+from memfactory.trainers.checkpoint import load_state
 from memfactory.trainers.held import held_by
 from memfactory.trainers.mem_grpo_trainer import MemTrainer
 from memfactory.trainers.metrics import Averages
@@ -105,7 +106,7 @@ def test_a_split_checkpoint_is_a_bf16_folder_and_its_residuals_are_in_the_state(
     folder = trainer.train()
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert loaded.dtype == torch.bfloat16 and equal(loaded.state_dict(), trainer.model.state_dict())
-    kept = torch.load(folder / "trainer_state.pt", weights_only=False)["optimizers"][0]["state"]
+    kept = load_state(folder)["optimizers"][0]["state"]
     assert any(bool(state["residual"].any()) for state in kept)
 
 

@@ -472,7 +472,8 @@ def test_a_models_hash_is_of_its_weights_and_tokenizer_and_not_of_notes_beside_t
     tiny_qwen3().save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     first = model_hash(str(tmp_path))
-    (tmp_path / "trainer_state.pt").write_bytes(b"state")
+    (tmp_path / "trainer_state").mkdir()
+    (tmp_path / "trainer_state" / "tensors-00001.safetensors").write_bytes(b"state")
     (tmp_path / "README.md").write_text("notes")
     write_json(tmp_path / "memfactory.json", {})
     assert model_hash(str(tmp_path)) == first

@@ -205,7 +205,7 @@ def test_six_steps_equal_three_and_a_resumed_three(trainer: Callable[..., MemRei
 def test_a_checkpoint_is_a_retriever_and_says_how_it_was_made(trainer: Callable[..., MemReinforceTrainer]) -> None:
     run = trainer(trainer_options={"shown": 4})
     folder = run.train()
-    assert {path.name for path in folder.iterdir()} == {FILE, "memfactory.json", "trainer_state.pt"}
+    assert {path.name for path in folder.iterdir()} == {FILE, "memfactory.json", "trainer_state"}
     about = read_json(folder / "memfactory.json")
     assert (about["trainer"], about["module"], about["step"]) == ("mem_reinforce", "rmm_reranker", 4)
     assert about["module_options"]["embedder"] == "words" and about["config"]["trainer_options"]["shown"] == 4

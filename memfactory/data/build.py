@@ -139,7 +139,7 @@ def token_counter(name: str) -> Callable[[str], int]:
     if not folder.exists() and looks_local(name):
         raise MissingFileError(f"--tokenizer {name!r}: no such folder. {advice}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else name)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingFileError(f"--tokenizer {name!r} could not be loaded: {str(error).splitlines()[0]} {advice}") from error
     # `verbose` would warn of texts longer than the model's window, which is what is asked for here.

@@ -37,9 +37,9 @@ def load_causal_lm(path: str, device: str = "cpu", dtype: torch.dtype | str = to
     """The model alone, for a caller that has its tokenizer already; the dtype "auto" is the checkpoint's."""
     source = source_of(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
-        raise MissingFileError(f"The model {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise MissingFileError(f"The model {path!r} could not be loaded: {_why(error)}") from error
     return model.to(device)  # type: ignore[arg-type]
 
 
@@ -47,21 +47,29 @@ def load_config(path: str) -> PretrainedConfig:
     """A model's configuration alone."""
     source = source_of(path)
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise MissingFileError(f"The configuration of {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise MissingFileError(f"The configuration of {path!r} could not be loaded: {_why(error)}") from error
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A model's tokenizer; one without a padding token pads with its end token."""
     source = source_of(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise MissingFileError(f"The tokenizer of {path!r} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise MissingFileError(f"The tokenizer of {path!r} could not be loaded: {_why(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _why(error: Exception) -> str:
+    """What transformers says in one line. It would ask at the terminal whether to run a folder's own code: we never do."""
+    said = str(error)
+    if "trust_remote_code" in said:
+        return "it comes with Python code of its own (auto_map in its config.json), which is never run. Use a class that transformers has."
+    return next(iter(said.splitlines()), type(error).__name__)
 
 
 def stop_ids(eos_token_id: int | None, *configs: Any) -> frozenset[int]:

@@ -114,6 +114,7 @@ class ReportConfig:
     """Options of `memfactory report`."""
 
     export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in FOLDER/lm_eval.")
+    plugins: list[str] = option([], "Python files or modules that register your own parts, which judged answers need.", "--import")
 
 
 def jobs_of(config: EvalConfig) -> tuple[list[Job], list[str]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import memfactory.envs as _envs  # noqa: F401 - registers the envs that jobs name
-from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError
 from memfactory.common.files import file_hash, read_json
-from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY, import_plugins
+from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.evaluation.ledger import GREEDY, Attempt, Key, read_attempts
 from memfactory.judges.judge_prompts import ABSTENTION
 from memfactory.judges.judgment import Case
@@ -107,9 +107,16 @@ class Evaluated:
 def evaluated(folder: Path) -> Evaluated:
     """Read a job's folder. Data that changed since raises `ConfigError`: the gold answers are no longer those of the attempts."""
     job = read_json(folder / "job.json")
-    import_plugins(job.get("plugins", []))
     path = folder / "questions.json"
-    questions, rule = _of_task(read_json(path)) if path.is_file() else _of_env(folder, job)
+    try:
+        questions, rule = _of_task(read_json(path)) if path.is_file() else _of_env(folder, job)
+    except UnknownNameError as error:
+        # A folder never says what is imported: it may be somebody else's.
+        if own := " ".join(map(str, job.get("plugins", []))):
+            raise ConfigError(
+                f"{folder}: {error} It was evaluated with parts of somebody's own. If you trust them: --import {own}"
+            ) from error
+        raise
     if missing := [example for example in job["examples"] if example not in questions]:
         raise ConfigError(f"{folder}: the data has no example {missing[0]!r} any more. Judge with the data that was evaluated.")
     attempts = {attempt.key: attempt for attempt in read_attempts(folder)}

@@ -10,12 +10,14 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
+from memfactory.common.files import read_json
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.version import install
@@ -98,8 +100,9 @@ class SentenceTransformersEmbedder:
                 f"The embedder 'sentence_transformers' needs a library that is not installed ({error}). "
                 f"{install('sentence-transformers')}; or choose the embedder hashed."
             ) from error
+        _refuse_own_code(model)
         try:
-            self._model = SentenceTransformer(model, device=device)
+            self._model = SentenceTransformer(model, device=device, trust_remote_code=False)
         except OSError as error:
             raise ConfigError(f"No sentence-transformers model at {model!r}: {in_one_line(error)}. Give a hub name or a folder.") from error
         self.name = f"sentence_transformers:{model}"
@@ -111,6 +114,17 @@ class SentenceTransformersEmbedder:
         rows = self._model.encode(asked, batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
         seen = np.array([[bool(text.strip())] for text in asked])
         return unit_rows(np.asarray(rows) * seen)[: len(texts)]
+
+
+def _refuse_own_code(model: str) -> None:
+    """A folder's modules.json names classes, and sentence-transformers imports them from the folder itself, whatever it is told."""
+    listed = Path(model).expanduser() / "modules.json"
+    rows = read_json(listed) if listed.is_file() else []
+    for named in (str(row.get("type")) if isinstance(row, dict) else str(row) for row in rows):
+        if not named.startswith("sentence_transformers."):
+            raise ConfigError(
+                f"{listed} names {named!r}, code that sentence-transformers does not have: it is never run. Use another model."
+            )
 
 
 @EMBEDDER_REGISTRY.register("openai")

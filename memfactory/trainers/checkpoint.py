@@ -2,7 +2,8 @@
 
 output_dir/
   checkpoint-000040/   model.safetensors config.json tokenizer... memfactory.json   (transformers and vLLM load it)
-                       trainer_state.pt   (optimizers, counters, random states: all that a bitwise resume needs)
+                       trainer_state/   (optimizers, counters, random states: all that a bitwise resume needs; JSON and safetensors,
+                       apart from the weights, since vLLM reads every *.safetensors that stands beside config.json)
   last -> checkpoint-000040      best -> checkpoint-000030
 """
 
@@ -20,8 +21,12 @@ from transformers import AutoModelForCausalLM
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import new_folder, point, write_json
+from memfactory.trainers.state_files import read_state, write_state
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+STATE = "trainer_state"
+_PICKLED = "trainer_state.pt"
+"""What versions 1 and 2 were called: a pickle, which is never read, for reading it runs what stands in it."""
 FORMAT = 1
 """Of memfactory.json."""
 
@@ -47,7 +52,7 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         write_json(part / "memfactory.json", about)
-        torch.save({"version": STATE_VERSION, "step": step, **state}, part / "trainer_state.pt")
+        write_state(part / STATE, {"version": STATE_VERSION, "step": step, **state})
     point(output_dir / "last", folder.name)
     return folder
 
@@ -59,7 +64,8 @@ def folder_name(step: int) -> str:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and (p / "trainer_state.pt").is_file()]
+    held = (f"{STATE}/state.json", _PICKLED)
+    found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and any((p / name).is_file() for name in held)]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
 
@@ -80,7 +86,13 @@ def mark_best(output_dir: Path, folder: Path) -> None:
 
 def load_state(folder: Path) -> dict[str, Any]:
     """The trainer's state of a checkpoint; another version of it is an error, not a guess."""
-    state = torch.load(folder / "trainer_state.pt", map_location="cpu", weights_only=False)
+    if (folder / _PICKLED).is_file() and not (folder / STATE).exists():
+        raise ConfigError(
+            f"{folder} holds {_PICKLED} of an older version: a pickle, which can run code when it is read, so it is not read. "
+            f"Finish that run with the version that began it, or start a new one from its weights: --model_name_or_path {folder} and "
+            "another --output_dir."
+        )
+    state = read_state(folder / STATE)
     if state.get("version") != STATE_VERSION:
         raise ConfigError(f"{folder} has trainer state version {state.get('version')}, this code reads {STATE_VERSION}.")
     return state
@@ -88,14 +100,15 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's weights, in the type they were trained in."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).state_dict()
 
 
 def random_states() -> dict[str, Any]:
     """The state of every global random generator."""
+    name, words, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": [name, words.tolist(), *rest],  # type: ignore[union-attr]
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -104,7 +117,7 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Put back what `random_states` returned."""
     random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
+    np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])

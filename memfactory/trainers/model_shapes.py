@@ -94,7 +94,7 @@ def shape_of(model: str) -> Shape:
 def _config_of(model: str) -> PretrainedConfig:
     path = Path(model).expanduser()
     if path.is_file():
-        return AutoConfig.from_pretrained(str(path))
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     known = _known(path.name)
     if known is None or (path / "config.json").is_file():
         try:
