@@ -105,10 +105,11 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def random_states() -> dict[str, Any]:
     """The state of every global random generator."""
-    name, words, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, words, *rest = state
     return {
         "python": random.getstate(),
-        "numpy": [name, words.tolist(), *rest],  # type: ignore[union-attr]
+        "numpy": [name, words.tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
