@@ -20,7 +20,7 @@ from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.base import Engine
 from memfactory.engines.chat import ChatModel, LocalChat, Models
 from memfactory.engines.hf import HFEngine, stop_ids_of
-from memfactory.engines.load import load_causal_lm, load_tokenizer
+from memfactory.engines.load import check_unloaded, check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer
 from memfactory.engines.vllm import VLLMEngine
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -56,6 +56,7 @@ def local_models(
     """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
+        check_vocabulary(weights.name_or_path or type(weights).__name__, embedded_tokens(weights), tokenizer)
         engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
         return LocalChat(tokenizer, engine, max_prompt_length)
 
@@ -152,8 +153,9 @@ def _vllm(model: str, device: str, options: dict[str, Any], roles: Mapping[str, 
     _refuse_unknown("vllm", options, (*own, "max_prompt_length"))
     if "reference" in roles.values():
         raise ConfigError("roles names the reference, and the vllm engine holds one model: serve it and name it api:NAME, or use hf.")
-    length = options.pop("max_prompt_length", None)
-    return LocalChat(load_tokenizer(model), VLLMEngine(model, device=device, **options), length)
+    length, tokenizer = options.pop("max_prompt_length", None), load_tokenizer(model)
+    check_unloaded(model, tokenizer)
+    return LocalChat(tokenizer, VLLMEngine(model, device=device, **options), length)
 
 
 def _served(engine: str, model: str, options: Mapping[str, Any]) -> ChatModel:

@@ -6,6 +6,7 @@ The adapters are put into the model's own modules and the model stays what it wa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ def add_lora(model: PreTrainedModel, options: LoraOptions) -> None:
     from peft import inject_adapter_in_model
 
     try:
-        inject_adapter_in_model(described, model, _NAME)
+        with warnings.catch_warnings():  # it warns of patterns that it made itself, for the experts of other models
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+            inject_adapter_in_model(described, model, _NAME)
     except ValueError as error:  # no layer has such a name
         raise ConfigError(f"--lora_targets {' '.join(options.targets)}: {error}") from error
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -84,10 +87,15 @@ def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put back what `adapter_weights` returned; another set of names is an error."""
+    """Put back what `adapter_weights` returned; another set of names, another shape or a number that is none is an error."""
     own = adapter_weights(model)
-    if own.keys() != weights.keys():
-        different = sorted(own.keys() ^ weights.keys())
-        raise ConfigError(f"The saved adapters are of other layers: {', '.join(different[:3])}{' ...' if len(different) > 3 else ''}.")
+    wrong = sorted(own.keys() ^ weights.keys()) or sorted(
+        name for name, value in weights.items() if value.shape != own[name].shape or not bool(value.isfinite().all())
+    )
+    if wrong:
+        raise ConfigError(
+            "The saved adapters are of other layers, of another shape or not finite: "
+            f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
+        )
     for name, value in weights.items():
         own[name].copy_(value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +26,35 @@ def checkpoint_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     from transformers import PreTrainedModel
     from transformers.core_model_loading import revert_weight_conversion
 
-    held = _each_once(model.state_dict())
-    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-    if not adapted and isinstance(model, PreTrainedModel):
-        yield from revert_weight_conversion(model, held).items()
+    whole: Any = model if isinstance(model, PreTrainedModel) else getattr(getattr(model, "base_model", None), "model", None)
+    if not isinstance(whole, PreTrainedModel):
+        yield from merged_weights(model)
         return
-    for name, tensor in held.items():
-        if ".base_layer." not in name:
-            if ".lora_" not in name:
-                yield name.removeprefix(_OF_PEFT), tensor
+    outline = {_own_name(name): tensor.to("meta") for name, tensor in _each_once(model.state_dict()).items() if ".lora_" not in name}
+    if revert_weight_conversion(whole, outline).keys() == outline.keys():
+        yield from merged_weights(model)
+    else:
+        yield from revert_weight_conversion(whole, dict(merged_weights(model))).items()
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every weight under the names that it has in the model without adapters, which are merged into it."""
+    adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, tensor in _each_once(model.state_dict()).items():
+        if ".lora_" in name:
             continue
-        owner, _, rest = name.partition(".base_layer.")
-        if rest == "weight" and not adapted[owner].merged:
-            for adapter in adapted[owner].active_adapters:
-                tensor = (tensor.float() + adapted[owner].get_delta_weight(adapter).float()).to(tensor.dtype)
-        yield f"{owner}.{rest}".removeprefix(_OF_PEFT), tensor
+        # One adapter stands around a layer; around a module of experts one for each of its parameters, one inside the other.
+        owners = [adapted[name[: found.start()]] for found in re.finditer(r"\.base_layer(?=\.)", name)]
+        for owner in owners:
+            if getattr(owner, "parameter_name", "weight") == name.rpartition(".")[2] and not owner.merged:
+                for adapter in owner.active_adapters:
+                    tensor = (tensor.float() + owner.get_delta_weight(adapter).float()).to(tensor.dtype)
+        yield _own_name(name), tensor
+
+
+def _own_name(name: str) -> str:
+    return name.removeprefix(_OF_PEFT).replace(".base_layer", "")
 
 
 def save_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:

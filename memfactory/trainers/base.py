@@ -30,7 +30,7 @@ from memfactory.common.files import file_hash
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
 from memfactory.common.tracking import Trackers, build_trackers, tracker_names
 from memfactory.common.version import __version__
-from memfactory.engines.load import load_causal_lm, load_tokenizer
+from memfactory.engines.load import check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.distributed import Ranks, device_of, explained
@@ -117,6 +117,7 @@ class BaseTrainer(ABC):
         if model is None:
             dtype = loading_type(self.config, self._own_gpu, self.bf16)
             model = load_causal_lm(required_model(self.config), str(self.device), dtype)
+        check_vocabulary(self.config.model_name_or_path or type(model).__name__, embedded_tokens(model), tokenizer)
         return model, tokenizer
 
     def weights_of(self, folder: Path) -> dict[str, torch.Tensor]:

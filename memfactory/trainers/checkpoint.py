@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import new_folder, point, write_json
+from memfactory.engines.load import load_causal_lm
 from memfactory.trainers.state_files import read_state, write_state
 
 STATE_VERSION = 3
@@ -100,7 +100,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's weights, in the type they were trained in."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).state_dict()
+    return load_causal_lm(str(folder), dtype="auto").state_dict()
 
 
 def random_states() -> dict[str, Any]:

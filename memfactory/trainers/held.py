@@ -22,7 +22,7 @@ from memfactory.algorithms.split_master import split_model
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
 from memfactory.engines.load import model_hash
-from memfactory.engines.weights import checkpoint_weights
+from memfactory.engines.weights import merged_weights
 from memfactory.trainers.distributed import world_size
 
 if TYPE_CHECKING:  # importing it takes two seconds
@@ -108,7 +108,7 @@ class HeldModel:
             self.model.save_pretrained(folder)
             return
         # Merged into a copy: merging in place and taking out again would not give the same bf16 weights back.
-        self.model.save_pretrained(folder, state_dict={name: tensor.cpu() for name, tensor in checkpoint_weights(self.model)})
+        self.model.save_pretrained(folder, state_dict={name: tensor.cpu() for name, tensor in merged_weights(self.model)})
         peft = lora_config(lora_options(self.config))
         peft.base_model_name_or_path = self.config.model_name_or_path
         peft.inference_mode = True
