@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+", re.IGNORECASE)
+_SPACED, _BOXED, _FBOX = (re.compile(rf"\\{name}", re.IGNORECASE) for name in ("boxed ", "boxed", "fbox"))
 
 
 def strip_thinking(text: str, opened: bool = False) -> str | None:
@@ -23,21 +23,29 @@ def strip_thinking(text: str, opened: bool = False) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (balanced braces; also `\fbox{...}` and `\boxed x`), or None.
+    r"""The content of the last `\boxed{...}` (balanced braces), or None: what MemAgent's `last_boxed_only_string` and `remove_boxed` find.
 
-    A box that is never closed does not count: the answer was cut off.
+    So a `\boxed ` with a space, where there is one, goes before all others and holds the rest of the text, up to a `$`; and a box that is
+    not opened at once or never closed is none, whatever stands before it. `\fbox{...}` is looked for where no `\boxed` is.
     """
-    for match in reversed(list(_BOX.finditer(text))):
-        if not match.group().endswith("{"):
-            words = text[match.end() :].split("$")[0].split()
-            return words[0] if words else None
-        depth = 1
-        for at in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if depth == 0:
-                return text[match.end() : at].strip()
+    if spaced := _last(_SPACED, text):
+        return text[spaced.end() :].split("$")[0].strip() or None
+    box = _last(_BOXED, text) or _last(_FBOX, text)
+    if box is None or text[box.end() : box.end() + 1] != "{":
         return None
+    depth = 0
+    for at in range(box.end(), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[box.end() + 1 : at].strip()
     return None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    found = None
+    for found in pattern.finditer(text):
+        pass
+    return found
 
 
 ANSWER_MARK = "**Answer:**"
