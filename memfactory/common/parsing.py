@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections import deque
 
 _SPACED, _BOXED, _FBOX = (re.compile(rf"\\{name}", re.IGNORECASE) for name in ("boxed ", "boxed", "fbox"))
 
@@ -42,10 +43,8 @@ def last_boxed(text: str) -> str | None:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):
-        pass
-    return found
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
 
 
 ANSWER_MARK = "**Answer:**"
