@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,14 +14,15 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from memfactory.agents.base import BaseAgent
+from memfactory.agents.anchors import OracleView
+from memfactory.agents.base import BaseAgent, Request
 from memfactory.agents.build import build_agent, local_models
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, UnknownNameError, UserError
 from memfactory.common.prompts import NO_MEMORY
 from memfactory.common.types import Messages, Sampling, Trajectory, Turn, View
 from memfactory.data.tiny_tokenizer import make_tiny_tokenizer
-from memfactory.engines.base import run
+from memfactory.engines.base import run, stream_key
 from memfactory.engines.chat import Models, Session
 from memfactory.engines.scripted import ScriptedChat
 
@@ -204,6 +206,31 @@ def test_a_memory_without_the_question_is_written_once_and_read_often() -> None:
     assert [turn.stage for turn in trajectory.turns] == ["memory"] * 2 + ["answer"] * 3
     assert trajectory.answers == ["A+B Q1", "A+B Q2", "A+B Q3"]
     assert trajectory.memory == ["a", "b"] and trajectory.steps == [("a", ["a"]), ("b", ["a", "b"])]
+
+
+class Curious(Diary):
+    """Remembers every view that it is shown, and asks with its name."""
+
+    def initial(self, view: View) -> Any:
+        self.seen = [*getattr(self, "seen", []), view]
+        return []
+
+
+@pytest.mark.parametrize("name", ["gpt4_2655b836_abs", "2hop__574419_270105/unanswerable", "conv-26/adversarial/7"])
+def test_an_agent_is_not_told_what_an_examples_name_tells(name: str) -> None:
+    agent, chat = Curious(None), ScriptedChat(lambda messages, stage: "x")
+    models, asked = Models({"policy": chat}), OracleView(name, ("q",), events=("a",), evidence=(("D1:1",),))
+    streams: list[tuple[int, ...]] = []
+    real = models.session
+    models.session = lambda **given: streams.append(given["stream"]) or real(**given)  # type: ignore[method-assign]
+    (group,) = agent.rollout(models, [asked], 1, seed=5, step=2)
+    agent.inference([asked], models, seed=5)
+    list(agent.attempts([Request(asked), Request(asked, keep=lambda _: None)], models, seed=5))
+    assert group.example_id == name and streams == [(5, 2, stream_key(name), 0)] + [(5, 0, stream_key(name), 0)] * 3
+    for view in agent.seen:
+        assert view == replace(asked, example_id=f"{stream_key(name):016x}") and isinstance(view, OracleView)
+        assert not any(part in str(view) for part in ("abs", "hop__", "conv-26", "adversarial"))
+    assert len(agent.seen) == 4
 
 
 def test_attempts_come_back_example_major() -> None:

@@ -13,7 +13,7 @@ import threading
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -296,11 +296,13 @@ class BaseAgent(Usable):
         return run_on_loop(every())
 
     async def _attempt(self, view: View, session: Session, request: Request | None = None) -> Trajectory:
+        # An example's id can tell of its gold (`…_abs`, `2hop__…`): the agent is shown the number that names its streams.
+        view = replace(view, example_id=f"{stream_key(view.example_id):016x}")
         try:
             if request is None or not self.in_stages:
                 await self.run(view, session)
             else:
-                await self._staged(request, session)
+                await self._staged(replace(request, view=view), session)
         except InfrastructureError as error:
             session.trajectory.error = f"{type(error).__name__}: {error}"
         return session.trajectory

@@ -129,6 +129,7 @@ class View:
     """What an agent may see of one example. Never holds a gold answer; made by `env.observe`."""
 
     example_id: str
+    """The env's own name of it: what ledgers and random streams go by. The runtime shows agents a number in its place."""
     questions: tuple[str, ...]
     context: str = ""
     """A long text, for agents that read one."""
