@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.agents.base import BaseAgent
-from memfactory.common.types import View
+from memfactory.common.types import Trajectory, View
+from memfactory.engines.base import stream_key
 from memfactory.engines.chat import Session
 from memfactory.evaluation.tasks.env import TaskEnv
 
@@ -126,12 +127,19 @@ def file_of(folder: Path, name: str, content: Any = None) -> Path:
 
 
 class Scripted(BaseAgent):
-    """An agent that answers by a function of the example and the question's number, and remembers nothing."""
+    """An agent that answers by a function of the example and the question's number, and remembers nothing.
+
+    Agents are not told an example's name: it takes a look behind the scenes.
+    """
 
     answer: Callable[[str, int], str]
 
     def initial(self, view: View) -> str:
-        return view.example_id
+        return self.names[view.example_id]
+
+    async def _attempt(self, view: View, *rest: Any) -> Trajectory:
+        self.names = getattr(self, "names", {}) | {f"{stream_key(view.example_id):016x}": view.example_id}
+        return await super()._attempt(view, *rest)
 
     async def write(self, model: Session, memory: Any, event: Any, question: str | None = None) -> Any:
         return memory

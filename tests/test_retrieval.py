@@ -14,6 +14,7 @@ from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
 from memfactory.evaluation.retrieval import (
     found_in,
     ndcg,
+    ndcg_of_turns,
     recall_all,
     recall_any,
     retrieval_markdown,
@@ -78,15 +79,37 @@ def test_a_ranking_is_scored_by_session_and_by_turn_without_abstention_and_witho
     assert set(rows) == {("session", 1), ("session", 4), ("turn", 1), ("turn", 4)}
     own = rows["session", 4]  # sessions 3, 2, 1
     assert (own["recall_any"], own["recall_all"], own["n"], own["covered"], own["own_k"]) == (1, 1, 1, 1, True)
-    assert own["ndcg"] == pytest.approx((1 + 1 / 1.5849625) / 2, abs=1e-4)
+    # Each turn of a relevant session is a gain, as in evaluate_retrieval_turn2session: 1, 1, 0, 1 of 1, 1, 1, 1.
+    assert own["ndcg"] == pytest.approx((1 + 1 + 0.5) / (1 + 1 + 1 / 1.5849625 + 0.5), abs=1e-4)
     assert (rows["session", 1]["recall_any"], rows["session", 1]["recall_all"], rows["session", 1]["covered"]) == (1, 0, 0)
     assert (rows["turn", 4]["recall_any"], rows["turn", 4]["recall_all"], rows["turn", 4]["ndcg"]) == (1, 0, 0.5)
     assert rows["turn", 4]["covered"] == 0 and rows["turn", 1]["recall_any"] == 0
     assert retrieval_notes(list(rows.values())) == [
         "set: k = 4 covers all sessions of 1 of 1 samples; recall by session says little there."
     ]
-    assert "| set | m | session | 4 * | 1 | 1.000 | 1.000 | 0.816 |" in retrieval_markdown(list(rows.values()))
+    assert "| set | m | session | 4 * | 1 | 1.000 | 1.000 | 0.798 |" in retrieval_markdown(list(rows.values()))
     assert retrieval_table(list(rows.values())).row_count == 2
+
+
+# What LongMemEval's evaluate_retrieval_turn2session gives for the whole ranking of the turns A1 A2 A3 B1 B2 C1, by their sessions.
+@pytest.mark.parametrize(
+    ("places", "relevant", "wanted"),
+    [
+        ("BAACAB", "A", {1: 0.0, 2: 0.5, 3: 0.619906, 5: 0.783604}),
+        ("AAABBC", "B", {1: 0.0, 2: 0.25, 3: 0.465338, 5: 0.465338}),
+        ("CBBAAA", "AC", {1: 1.0, 2: 0.5, 3: 0.479091, 5: 0.740205}),
+        ("ABC", "", {2: 0.0}),
+    ],
+)
+def test_the_ndcg_of_retrieved_turns_by_session_is_longmemevals(places: str, relevant: str, wanted: dict[int, float]) -> None:
+    for k, value in wanted.items():
+        assert ndcg_of_turns(places, relevant, "AAABBC", k) == pytest.approx(value, abs=1e-6), k
+
+
+def test_memories_of_several_turns_are_ranked_by_their_sessions(tmp_path: Path) -> None:
+    both = {"ranked": True, "sources": [{"turns": ["D3:1", "D3:2"]}, {"turns": ["D2:1"]}, {"turns": ["D1:2"]}]}
+    rows = {(row["level"], row["k"]): row for row in retrieval_rows("set", "m", found_in(ledger(tmp_path, [both])))}
+    assert rows["session", 3]["ndcg"] == pytest.approx((1 + 1 / 1.5849625) / 2, abs=1e-4)
 
 
 def test_rewritten_memories_are_known_by_their_dates_if_these_tell_sessions_apart(tmp_path: Path) -> None:

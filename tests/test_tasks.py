@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tasks_helpers import BABI, CASES, FACTS, NVIDIA, consolidation, file_of, gold_of, locomo, longmemeval, musique, scripted
+from tasks_helpers import BABI, CASES, FACTS, HOTPOT, NVIDIA, consolidation, file_of, gold_of, locomo, longmemeval, musique, scripted
 
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.agents.memory_r1_agent import MemoryR1Agent
-from memfactory.common.errors import ConfigError, UnknownNameError, UserError
+from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError, UserError
 from memfactory.common.files import write_json
 from memfactory.common.registry import SCORER_REGISTRY, TASK_REGISTRY
 from memfactory.engines.chat import Models
+from memfactory.evaluation.by_type import task_notes
 from memfactory.evaluation.harness import evaluate
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, Attempt, Ledger
+from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
+from memfactory.evaluation.report import result_row
 from memfactory.evaluation.tasks import Loaded, Question, Sample
 from memfactory.evaluation.tasks.env import TaskEnv
 from memfactory.evaluation.tasks.selection import limited, of_types, ordered
@@ -114,7 +117,7 @@ def test_each_category_of_locomo_has_its_rule_and_category_5_is_apart(tmp_path: 
                                   "f1_locomo_open@1", "f1_mem0@1"}  # fmt: skip
     assert env.questions()["examples"]["conv-1"][0] == {
         "id": "conv-1/0", "question": "What 0?", "answers": ("cats, dogs",), "type": "1", "evidence": ("D1:1",), "abstain": False,
-        "scorer": "f1_locomo_multi@1", "date": "", "labels": (), "label_error": "", "cluster": "conv-1",
+        "scorer": "f1_locomo_multi@1", "date": "", "labels": (), "twin": "", "label_error": "", "cluster": "conv-1",
     }  # fmt: skip
 
 
@@ -321,3 +324,62 @@ def test_a_limit_on_single_questions_orders_the_samples_and_one_on_conversations
     part = env_of(tmp_path, "locomo", limit=5)
     assert sum(len(example["asked"]) for example in part.examples) == 5 and set(part.loaded.types) == {"1", "2", "3", "4", "5"}
     assert part.identity() != env_of(tmp_path, "locomo").identity()
+
+
+def test_the_unanswerable_twin_of_musique_full_is_a_question_of_its_own(tmp_path: Path) -> None:
+    name, other = "2hop__1_2", "3hop1__1_2_3"
+    env = env_of(tmp_path, "musique", [musique(name), musique(name, False), musique(other, False), musique(other)])
+    asked = {q["id"]: (q["abstain"], q["twin"], q["cluster"]) for example in env.examples for q in example["asked"]}
+    assert asked == {
+        name: (False, "", name), f"{name}/unanswerable": (True, name, name),
+        other: (False, "", other), f"{other}/unanswerable": (True, other, other),
+    }  # fmt: skip
+    assert {example["example_id"] for example in env.examples} == set(asked)
+
+
+# What MuSiQue's GroupAnswerSufficiencyMetric gives a pair: the F1 of the answer if both twins were told apart rightly, else 0.
+@pytest.mark.parametrize(
+    ("said", "twin", "grouped", "headline"),
+    [
+        ("the B", "not mentioned", 1.0, 1.0),
+        ("B or so", "not mentioned", 0.5, 0.5),
+        ("the B", "the B", 0.0, 1.0),
+        ("unknown", "unknown", 0.0, 0.0),
+    ],
+)
+def test_musique_full_is_scored_by_pairs_too(tmp_path: Path, said: str, twin: str, grouped: float, headline: float) -> None:
+    name = "2hop__1_2"
+    env = env_of(tmp_path, "musique", [musique(name), musique(name, False), musique("2hop__3_4")])
+    ledger, answers = Ledger(), {name: said, f"{name}/unanswerable": twin, "2hop__3_4": "the B"}
+    evaluate(scripted(lambda example, _: answers[example]), Models({}), env, name="t", k=0, ledger=ledger)
+    write_questions(tmp_path, env.questions(), list(answers))
+    asked = read_questions(tmp_path)
+    assert asked is not None
+    scores = scores_by_question("t", asked, 0, ledger.attempts())
+    assert scores.about["grouped"] == pytest.approx(grouped) and scores.greedy_mean.value == pytest.approx((headline + 1) / 2)
+    assert result_row("m", scores)["grouped"] == pytest.approx(grouped) and "grouped" in " ".join(task_notes("m", scores))
+    assert scores.clusters.count(name) == 1 and scores.abstention is not None and scores.abstention.clusters == [name]
+
+
+ALIASES = """{"Q_id": "Q1", "aliases": ["Big Apple", "NYC"], "demonyms": ["New Yorker"]}
+{"Q_id": "Q2", "aliases": [], "demonyms": []}
+"""
+
+
+@pytest.mark.parametrize(("option", "wanted"), [("auto", 1.0), ("", 0.0), ("names.json", 0.4)])
+def test_2wiki_takes_the_best_of_all_names_where_there_is_a_file_of_them(tmp_path: Path, option: str, wanted: float) -> None:
+    (tmp_path / "id_aliases.json").write_text(ALIASES)
+    (tmp_path / "names.json").write_text('{"Q_id": "Q1", "aliases": ["Big Apple City"], "demonyms": []}')
+    wiki = HOTPOT | {"answer": "New York", "answer_id": "Q1", "type": "inference"}
+    chosen = str(tmp_path / option) if option.endswith("json") else option
+    env = env_of(tmp_path, "2wiki", [wiki, wiki | {"_id": "h2", "answer_id": "Q2"}], options={"aliases": chosen})
+    found = {attempt.example: attempt.score for attempt in played(env, lambda *_: "the apple NYC" if option.endswith("json") else "NYC")}
+    assert found["h1"] == pytest.approx(wanted) and found["h2"] == 0
+
+
+def test_2wikis_file_of_names_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "id_aliases.json").write_text('{"Q_id": "Q1", "aliases": "NYC", "demonyms": []}')
+    with pytest.raises(UserError, match=r"id_aliases.json, line 1: `aliases` must be a list"):
+        env_of(tmp_path, "2wiki")
+    with pytest.raises(MissingFileError, match="nowhere.json"):
+        env_of(tmp_path, "2wiki", options={"aliases": str(tmp_path / "nowhere.json")})

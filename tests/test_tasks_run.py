@@ -223,7 +223,7 @@ def test_list_shows_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert (
-        re.search(r"task\n  2wiki +2WikiMultiHopQA.*\n  babilong", shown)
+        re.search(r"task\n  2wiki +2WikiMultiHopQA.*\n +aliases='auto'\n  babilong", shown)
         and "ruler_niah_multikey_3" in shown
         and "sub_em_oneway@1" in shown
     )

@@ -43,6 +43,8 @@ class Item:
     """bridge, comparison, ...; empty where the file does not say."""
     name: str = field(default="", compare=False)
     """Its id; the Hugging Face form's mirrors leave it out."""
+    answer_id: str = field(default="", compare=False)
+    """2WikiMultihopQA's: under what its other names are listed."""
 
 
 class Pool:
@@ -160,7 +162,7 @@ def _item(row: Any, number: int, where: str) -> Item | None:
     documents = dict.fromkeys((title, f"{title}\n{''.join(lines)}") for title, lines in pairs)
     gold = tuple(dict.fromkeys(title for title, _ in facts))
     kind, name = str(row.get("type") or ""), str(row.get("_id") or row.get("id") or "")
-    return Item(number, row["question"], row["answer"], tuple(documents), gold, kind, name)
+    return Item(number, row["question"], row["answer"], tuple(documents), gold, kind, name, str(row.get("answer_id") or ""))
 
 
 def _pairs(value: Any, keys: tuple[str, str]) -> list[tuple[Any, Any]] | None:

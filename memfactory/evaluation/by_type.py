@@ -115,6 +115,10 @@ def task_notes(model: str, scores: Scores) -> list[str]:
             f"{'it never abstained' if precision is None else f'{precision:.1%} of its abstentions were right'}. "
             f"With these questions in the mean it would be {about['overall']:.4f}."
         )
+    if "grouped" in about:
+        notes.append(
+            f"{model} on {scores.dataset}: grouped {about['grouped']:.4f}: a question counts if its unanswerable twin is abstained on."
+        )
     if about.get("without_label_errors") is not None:
         without, wrong = about["without_label_errors"], about["label_errors"]
         notes.append(f"{model} on {scores.dataset}: {without:.4f} without {wrong} questions whose gold is known to be wrong.")

@@ -41,6 +41,7 @@ class Asked:
     evidence: list[str] = field(default_factory=list)
     date: str = ""
     labels: list[str] = field(default_factory=list)
+    twin: str = ""
     label_error: str = ""
 
 
@@ -132,7 +133,7 @@ def scores_by_question(dataset: str, asked: QuestionSet, k: int, attempts: Attem
     others = _scores(dataset, [q for q in questions if q.abstain], k, attempts)
     rows = [row for row in _rows(asked, attempts) if row.kind == (SAMPLED if k else GREEDY)]
     about = {"metric": asked.headline, "type_names": asked.names, "repaired": asked.repaired}
-    about |= _without_label_errors(rows) | (_abstaining(rows, len(others.examples)) if others.examples else {})
+    about |= _without_label_errors(rows) | _grouped(rows) | (_abstaining(rows, len(others.examples)) if others.examples else {})
     return replace(answerable, about=about, abstention=others if others.examples else None)
 
 
@@ -164,6 +165,14 @@ def _abstaining(rows: Sequence[QuestionRow], number: int) -> dict[str, Any]:
         "abstention_precision": rightly / len(abstained) if abstained else None,
         "overall": _mean(rows),
     }
+
+
+def _grouped(rows: Sequence[QuestionRow]) -> dict[str, Any]:
+    """MuSiQue-Full's grouped score: a question's own, if it was answered and its unanswerable twin was not; else 0."""
+    refused = {(row.asked.twin, row.kind, row.number): row.score == 1 for row in rows if row.asked.twin}
+    pairs = [(row, refused[key]) for row in rows if (key := (row.asked.id, row.kind, row.number)) in refused]
+    scores = [(row.score or 0.0) * (rightly and not row.marks.get(ABSTAIN)) for row, rightly in pairs]
+    return {"grouped": sum(scores) / len(scores)} if scores else {}
 
 
 def _without_label_errors(rows: Sequence[QuestionRow]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ NOTES = (
 )
 
 TASK_COLUMNS = (
-    "metric", "abstention_n", "abstention_recall", "abstention_precision", "overall", "label_errors", "without_label_errors",
+    "metric", "abstention_n", "abstention_recall", "abstention_precision", "overall", "grouped", "label_errors", "without_label_errors",
 )  # fmt: skip
 """What a task adds to a row: its scorer; abstentions, which are not in the score; the score without questions of wrong gold."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ def ndcg(ranking: Sequence[str], relevant: Collection[str], k: int) -> float:
     return _dcg([float(name in relevant) for name in ranking[:k]]) / best if best else 0.0
 
 
+def ndcg_of_turns(places: Sequence[str], relevant: Collection[str], corpus: Sequence[str], k: int) -> float:
+    """LongMemEval's NDCG by session where turns were retrieved (its evaluate_retrieval_turn2session): no place is left out.
+
+    `places`: the session of each retrieved turn, best first; `corpus`: that of every turn. As many turns count as k sessions are found
+    in, k at least; each turn of a relevant session is a gain, in the best order too.
+    """
+    reach = next((cut for cut in range(k, len(places)) if len(set(places[:cut])) >= k), max(k, len(places)))
+    best = _dcg([1.0] * min(sum(name in relevant for name in corpus), reach))
+    return _dcg([float(name in relevant) for name in places[:reach]]) / best if best else 0.0
+
+
 def _dcg(gains: Sequence[float]) -> float:
     return sum(gain / (math.log2(place) if place > 1 else 1.0) for place, gain in enumerate(gains, 1))
 
@@ -67,6 +78,14 @@ class Found:
     relevant: frozenset[str]
     units: int
     """Sessions or turns that the sample has."""
+    places: tuple[str, ...] = ()
+    """By session, where each memory is one turn: its session, none left out; else ()."""
+    corpus: tuple[str, ...] = ()
+    """Then the session of every turn of the sample."""
+
+    def ndcg(self, k: int) -> float:
+        """By session LongMemEval's rule for retrieved turns, where it applies."""
+        return ndcg_of_turns(self.places, self.relevant, self.corpus, k) if self.places else ndcg(self.ranking, self.relevant, k)
 
 
 def found_in(folder: Path) -> list[Found]:
@@ -116,8 +135,11 @@ def _of_attempt(attempt: Attempt, questions: Sequence[Asked], sample: _Sample) -
                 continue
             ranking = tuple(dict.fromkeys(name for unit in units for name in unit or ()))
             relevant = frozenset(sample.session_of[turn] if level == "session" else turn for turn in evidence)
-            size = sample.sizes[level]
-            rows.append(Found(question.id, question.example, level, len(held["sources"]), held["ranked"], ranking, relevant, size))
+            single = level == "session" and all(len(source.get("turns", ())) == 1 for source in held["sources"])
+            places = tuple(name for unit in units for name in unit or ()) if single else ()
+            corpus = tuple(sample.session_of.values()) if single else ()
+            found = (question.id, question.example, level, len(held["sources"]), held["ranked"], ranking, relevant, sample.sizes[level])
+            rows.append(Found(*found, places, corpus))
     return rows
 
 
@@ -137,16 +159,17 @@ def retrieval_rows(dataset: str, model: str, found: Sequence[Found]) -> list[Row
                 "dataset": dataset, "model": model, "level": level, "k": k, "own_k": k == own,
                 "n": len({row.question for row in part}), "samples": len(units), "covered": sum(k >= size for size in units.values()),
             }  # fmt: skip
-            for name, measure in (("recall_any", recall_any), ("recall_all", recall_all), ("ndcg", ndcg)):
-                row[name] = None if name == "ndcg" and not ranked else number(_mean(part, measure, k))
+            row["recall_any"] = number(_mean(part, lambda found, k=k: recall_any(found.ranking, found.relevant, k)))
+            row["recall_all"] = number(_mean(part, lambda found, k=k: recall_all(found.ranking, found.relevant, k)))
+            row["ndcg"] = number(_mean(part, lambda found, k=k: found.ndcg(k))) if ranked else None
             rows.append(row)
     return rows
 
 
-def _mean(found: Sequence[Found], measure: Any, k: int) -> float:
+def _mean(found: Sequence[Found], measure: Callable[[Found], float]) -> float:
     by_question: dict[str, list[float]] = {}
     for row in found:
-        by_question.setdefault(row.question, []).append(measure(row.ranking, row.relevant, k))
+        by_question.setdefault(row.question, []).append(measure(row))
     means = [sum(values) / len(values) for values in by_question.values()]
     return sum(means) / len(means)
 

@@ -45,6 +45,8 @@ class Question:
     """When it is asked, where the benchmark says so; shown with it."""
     labels: tuple[str, ...] = ()
     """All that can be an answer, for rules that need to know."""
+    twin: str = ""
+    """The id of the answerable question that it is the unanswerable twin of: such pairs are scored together too."""
     label_error: str = ""
     """What a list of known errors says is wrong with its gold; scores are given with and without such questions."""
 

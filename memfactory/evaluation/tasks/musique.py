@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from memfactory.data.locomo import NOT_KNOWN
 from memfactory.evaluation.tasks.base import Loaded, Question, Sample, Task
 from memfactory.evaluation.tasks.records import read_records
 from memfactory.evaluation.tasks.texts import of_documents
+
+TWIN = "/unanswerable"
+"""Put behind the id of a question whose answerable twin has the same."""
 
 
 @TASK_REGISTRY.register("musique")
@@ -25,10 +29,17 @@ class MuSiQue(Task):
 
     def load(self, path: Path) -> Loaded:
         repaired: Counter[str] = Counter()
-        return Loaded([_sample(row, f"{path}, record {at}", repaired) for at, row in read_records(path)], repaired)
+        rows = [(f"{path}, record {at}", row) for at, row in read_records(path)]
+        answerable = {str(row.get("id")) for _, row in rows if _answerable(row)}
+        return Loaded([_sample(row, where, answerable, repaired) for where, row in rows], repaired)
 
 
-def _sample(row: dict[str, Any], where: str, repaired: Counter[str]) -> Sample:
+def _answerable(row: dict[str, Any]) -> bool:
+    return row.get("answerable", True) is not False
+
+
+def _sample(row: dict[str, Any], where: str, others: Set[str], repaired: Counter[str]) -> Sample:
+    """A record; `others` are the ids of the answerable ones, which the Full set gives to their unanswerable twins too."""
     name = field(row, "id", str, where)
     where = f"{where} ({name})"
     paragraphs = objects(row, "paragraphs", where)
@@ -40,13 +51,15 @@ def _sample(row: dict[str, Any], where: str, repaired: Counter[str]) -> Sample:
     if not marked or not hops.isdigit():
         raise DataError(f"{where}: `id` must begin with the number of hops, such as 2hop__1_2.")
     aliases = row.get("answer_aliases") or []
-    answerable = row.get("answerable", True) is not False
+    answerable = _answerable(row)
+    twin = name if not answerable and name in others else ""
+    own = f"{name}{TWIN}" if twin else name
     # The Full set's unanswerable twin of a question still has the answer that its other paragraphs gave.
     answers = answer_texts([row.get("answer"), *aliases], where, "answer", repaired) if answerable else [NOT_KNOWN]
     question = Question(
-        name, field(row, "question", str, where), tuple(dict.fromkeys(answers)), f"{hops}-hop",
+        own, field(row, "question", str, where), tuple(dict.fromkeys(answers)), f"{hops}-hop",
         tuple(str(at) for at, p in enumerate(paragraphs, 1) if p.get("is_supporting") is True),
-        abstain=not answerable,
+        abstain=not answerable, twin=twin,
     )  # fmt: skip
     context, sessions = of_documents(documents)
-    return Sample(name, (question,), sessions, context)
+    return Sample(own, (question,), sessions, context, cluster=name)
