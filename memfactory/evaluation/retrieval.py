@@ -159,17 +159,17 @@ def retrieval_rows(dataset: str, model: str, found: Sequence[Found]) -> list[Row
                 "dataset": dataset, "model": model, "level": level, "k": k, "own_k": k == own,
                 "n": len({row.question for row in part}), "samples": len(units), "covered": sum(k >= size for size in units.values()),
             }  # fmt: skip
-            row["recall_any"] = number(_mean(part, lambda found, k=k: recall_any(found.ranking, found.relevant, k)))
-            row["recall_all"] = number(_mean(part, lambda found, k=k: recall_all(found.ranking, found.relevant, k)))
-            row["ndcg"] = number(_mean(part, lambda found, k=k: found.ndcg(k))) if ranked else None
+            row["recall_any"] = number(_mean(part, lambda found, k: recall_any(found.ranking, found.relevant, k), k))
+            row["recall_all"] = number(_mean(part, lambda found, k: recall_all(found.ranking, found.relevant, k), k))
+            row["ndcg"] = number(_mean(part, Found.ndcg, k)) if ranked else None
             rows.append(row)
     return rows
 
 
-def _mean(found: Sequence[Found], measure: Callable[[Found], float]) -> float:
+def _mean(found: Sequence[Found], measure: Callable[[Found, int], float], k: int) -> float:
     by_question: dict[str, list[float]] = {}
     for row in found:
-        by_question.setdefault(row.question, []).append(measure(row))
+        by_question.setdefault(row.question, []).append(measure(row, k))
     means = [sum(values) / len(values) for values in by_question.values()]
     return sum(means) / len(means)
 
