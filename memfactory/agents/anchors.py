@@ -20,11 +20,11 @@ from memfactory.agents.base import BaseAgent
 from memfactory.agents.use import shows
 from memfactory.agents.word_for_word import WordForWord, held, of_sources, pieces_of
 from memfactory.common.errors import ConfigError
-from memfactory.common.registry import AGENT_REGISTRY, EMBEDDER_REGISTRY
+from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import Sampling, View
 from memfactory.engines.chat import LocalChat, Models, Session
 from memfactory.engines.scripted import ScriptedChat, ScriptedEngine
-from memfactory.memory.embedders import CachedEmbedder
+from memfactory.memory.embedders import CachedEmbedder, make_embedder
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import search
 
@@ -181,7 +181,7 @@ class DenseAnchor(Anchor):
     async def choose(self, memory: WordForWord, question: str, number: int) -> Sequence[int]:
         if self._found is None:
             chosen = self.reader._embedder()
-            self._found = CachedEmbedder(EMBEDDER_REGISTRY.get(chosen)() if isinstance(chosen, str) else chosen)
+            self._found = CachedEmbedder(make_embedder(chosen) if isinstance(chosen, str) else chosen)
         if self._found.waits:  # for a server: the other attempts go on meanwhile
             near = await asyncio.to_thread(search, question, memory.items, self._found, self.k)
         else:

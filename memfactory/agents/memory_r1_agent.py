@@ -31,6 +31,8 @@ class MemoryR1Options:
     """Memories shown to the manager for each new fact."""
     answer_from: int = 60
     """Memories shown to the answer agent."""
+    embedder: str | dict[str, Any] = "hashed"
+    """What says which memories are near, and embeds them for the store: a key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`."""
     write_policy: str = "crud"
     """crud, add_only or temporal."""
     capacity: int | None = None
@@ -67,6 +69,7 @@ class MemoryR1Agent(BaseAgent):
         options = self.options
         handed = {
             "style": options.style,
+            "embedder": options.embedder,
             "write_policy": options.write_policy,
             "capacity": options.capacity,
             "when_full": options.when_full,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from memfactory.memory.items import MemoryItem, MemoryOp
 from memfactory.memory.merge import Edit, Merged
 from memfactory.memory.stores import MemoryStore, open_store
 from memfactory.memory.stores.stored_bank import stored
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 U = TypeVar("U", bound="Usable")
@@ -137,6 +140,12 @@ class Usable(ABC):
                 f"{type(self).__name__} keeps its memory as a {type(memory).__name__}, and stores keep banks. Let `initial` return a "
                 "MemoryBank; or set question_aware, and what is told is kept as it was said and read anew for each question."
             )
+        if not isinstance(store, str) and not isinstance(own := self._embedder(), str) and store.embedder.name != own.name:
+            log.warning(
+                "The store's vectors are of the embedder %s, and the agent searches with %s: it is not asked what is near, and every "
+                "search embeds its memories. Open it with that embedder (open_store(..., embedder=...)), or give the agent the store's.",
+                store.embedder.name, own.name,
+            )  # fmt: skip
         self._close_store()
         opened = open_store(store, store_options, embedder=self._embedder()) if isinstance(store, str) else store
         self.kept, self.user, self._lent = Kept(opened, opened is not store, Sampling(0, temperature), seed), user, False

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memfactory.memory.embedders import content_of
+from memfactory.common.words import content_of
 from memfactory.memory.search import DIGITS
 
 

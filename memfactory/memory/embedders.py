@@ -6,30 +6,24 @@ synchronous; a coroutine that asks one that `waits` hands it to a thread. Knows 
 
 from __future__ import annotations
 
+import inspect
 import math
-import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line
+from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line, unknown_name
 from memfactory.common.files import read_json
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.version import install
+from memfactory.common.words import content_of
 
 Vectors = NDArray[np.float32]
-
-_WORD = re.compile(r"\w+")
-_FUNCTION_WORDS = frozenset(
-    "a about am an and are as at be been but by can could did do does for from had has have he her his how i in is it its me my "
-    "not of on or our she so that the their them they this to was we were what when where which who why will with would you your s".split()
-)
-"""Closed-class words of English: without them two sentences are not alike for being sentences."""
 
 
 class Embedder(Protocol):
@@ -41,6 +35,30 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Texts [n] -> float32 [n, d] with rows of length 1; a text in which there is nothing to see is a row of zeros."""
         ...
+
+
+def make_embedder(choice: str | Mapping[str, Any]) -> Embedder:
+    """The embedder of a key of EMBEDDER_REGISTRY, or of `{"type": key, option: value}`; an unknown option names the known ones."""
+    if not isinstance(choice, (str, Mapping)):
+        raise ConfigError(f'An embedder is a name or {{"type": name, option: value}}, not {choice!r:.80}.')
+    options = {"type": choice} if isinstance(choice, str) else dict(choice)
+    name = options.pop("type", "hashed")
+    make = EMBEDDER_REGISTRY.get(name)
+    parameters = inspect.signature(make).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for option in options if len(known) == len(parameters) else ():
+        if option not in known:
+            raise unknown_name(f"option of the embedder {name!r}", option, known)
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ConfigError(f"The embedder {name!r} cannot be made with {options!r:.200}: {error}") from error
+
+
+def kept_as(embedder: Embedder) -> str:
+    """What a store notes of who made its vectors: the name, and the version if there was an earlier one."""
+    version = getattr(embedder, "version", 1)
+    return embedder.name if version == 1 else f"{embedder.name} version {version}"
 
 
 def unit_rows(rows: NDArray[Any]) -> Vectors:
@@ -57,6 +75,8 @@ class HashedEmbedder:
     """
 
     waits = False
+    version = 2
+    """Of one name: what a store holds from an earlier one, which differs in other texts than ASCII, is embedded anew."""
 
     def __init__(self, *, dim: int = 2048, word_share: float = 0.3) -> None:
         """`dim`: numbers per vector, half for words and half for characters. `word_share`: how much of the cosine is the words'."""
@@ -67,7 +87,7 @@ class HashedEmbedder:
             raise ConfigError(f"hashed needs an even dim of 2 or more and word_share in [0, 1], got {dim} and {word_share}.")
         self.name = f"hashed:{dim}:{word_share:g}"
         common = {"n_features": dim // 2, "norm": "l2", "lowercase": False, "dtype": np.float32}
-        words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **common)
+        words = HashingVectorizer(analyzer="word", ngram_range=(1, 2), tokenizer=str.split, token_pattern=None, **common)
         characters = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **common)
         self._parts = ((words, word_share**0.5), (characters, (1 - word_share) ** 0.5))
 
@@ -77,12 +97,6 @@ class HashedEmbedder:
             return np.zeros((0, 2 * self._parts[0][0].n_features), np.float32)
         plain = [content_of(text) for text in texts]
         return unit_rows(np.hstack([vectorizer.transform(plain).toarray() * weight for vectorizer, weight in self._parts]))
-
-
-def content_of(text: str) -> str:
-    """A text's words in lower case, without function words unless there is nothing else."""
-    words = _WORD.findall(text.lower())
-    return " ".join([word for word in words if word not in _FUNCTION_WORDS] or words)
 
 
 @EMBEDDER_REGISTRY.register("sentence_transformers")
@@ -213,6 +227,7 @@ class CachedEmbedder:
         if max_entries < 1:
             raise ConfigError(f"max_entries must be at least 1, got {max_entries}.")
         self.name = embedder.name
+        self.version: int = getattr(embedder, "version", 1)
         self.waits = getattr(embedder, "waits", False)
         """True if the embedder waits for more than this process's arithmetic: a coroutine then hands it to a thread."""
         self._embedder, self._max = embedder, max_entries

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from memfactory.common.registry import EMBEDDER_REGISTRY, MODULE_REGISTRY
+from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
-from memfactory.memory.embedders import CachedEmbedder
+from memfactory.memory.embedders import CachedEmbedder, make_embedder
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import Searchable, search
 from memfactory.modules.base import BaseModule
@@ -32,12 +32,12 @@ class NaiveRetriever(BaseModule):
     class Options:
         """What is near."""
 
-        embedder: str = "hashed"
-        """A key of EMBEDDER_REGISTRY."""
+        embedder: str | dict[str, Any] = "hashed"
+        """A key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
         super().__init__(tokenizer, device, **kwargs)
-        self.embedder = CachedEmbedder(EMBEDDER_REGISTRY.get(self.options.embedder)())
+        self.embedder = CachedEmbedder(make_embedder(self.options.embedder))
 
     async def act(self, model: Session, *args: Any) -> list[MemoryItem]:
         """`act(model, items, queries, k)` returns the k nearest items of each query, together, in the order of the items."""

@@ -28,8 +28,8 @@ class RerankRetriever(NaiveRetriever):
     class Options:
         """What is near, and how the model is asked."""
 
-        embedder: str = "hashed"
-        """A key of EMBEDDER_REGISTRY."""
+        embedder: str | dict[str, Any] = "hashed"
+        """A key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`."""
         candidates: int = 20
         """K: how many the model chooses from."""
         max_tokens: int = 256

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.errors import ConfigError, MissingFileError
-from memfactory.common.registry import EMBEDDER_REGISTRY, MODULE_REGISTRY
+from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
-from memfactory.memory.embedders import CachedEmbedder
+from memfactory.memory.embedders import CachedEmbedder, make_embedder
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import DIGITS, Searchable, search
 from memfactory.modules.base import BaseModule
@@ -112,8 +112,8 @@ class RMMReranker(BaseModule):
     class Options:
         """What is fetched, and what orders it."""
 
-        embedder: str = "hashed"
-        """A key of EMBEDDER_REGISTRY; it is never trained."""
+        embedder: str | dict[str, Any] = "hashed"
+        """A key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`; it is never trained."""
         candidates: int = 20
         """K: how many the embedder fetches for each query; as many as are asked for, if these are more."""
         tau: float = 0.5
@@ -129,7 +129,7 @@ class RMMReranker(BaseModule):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
         super().__init__(tokenizer, device, **kwargs)
-        self.embedder = CachedEmbedder(EMBEDDER_REGISTRY.get(self.options.embedder)())
+        self.embedder = CachedEmbedder(make_embedder(self.options.embedder))
         # On the CPU until a trainer moves it: there a ranking takes milliseconds, and no engine waits for it.
         self.scores = self._loaded() if self.options.weights else LinearScores(self.dim, self.options.rank, self.embedder.name)
 

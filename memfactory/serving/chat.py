@@ -58,6 +58,7 @@ class ChatConfig:
     device: str = option("auto", "Of the engines hf and vllm: auto, cpu, cuda, cuda:N (hf).")
     agent: str = option("", "Which agent: a key of AGENT_REGISTRY. Default: the checkpoint's own, else memory_r1_agent.")
     agent_options: str = option("{}", "Options of the agent and its slots, as JSON, over the checkpoint's own.")
+    embedder: str = option("", 'What embeds memories: a key of EMBEDDER_REGISTRY, or JSON such as {"type": "openai", "model": "bge-m3"}.')
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
@@ -76,6 +77,8 @@ def chat(words: Sequence[str], config: ChatConfig, console: Console) -> int:
         "roles": mapping_of("roles", config.roles), "reference": config.reference,
     }  # fmt: skip
     options = mapping_of("agent_options", config.agent_options)
+    if config.embedder:
+        options["embedder"] = mapping_of("embedder", config.embedder) if config.embedder.startswith("{") else config.embedder
     date = datetime.date.today().isoformat() if config.date == "today" else config.date
     where: dict[str, Any] = {"device": config.device, "tokenizer": config.tokenizer, "agent": config.agent}
     with load_agent(BaseAgent, words[0], opened, models, options, **where) as agent:

@@ -57,6 +57,12 @@ class HybridOptions(Neo4jOptions):
 class VectorIndex(MilvusStore):
     """Milvus with rows that say what a vector is of, and no more: id, owner, state, and a hash of the text."""
 
+    def _embed_anew(self, client: Any) -> None:
+        """The texts are in the graph, from which missing rows are made."""
+        client.drop_collection(self._name, timeout=self._timeout)
+        self._dim = None
+        self._partitions.clear()
+
     def put(self, user: str, rows: Sequence[Row]) -> None:
         self._write(user, [replace(row, item=stub(row.item)) for row in rows])
 

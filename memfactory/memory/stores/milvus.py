@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from memfactory.common.errors import ConfigError, StoreError
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
-from memfactory.memory.embedders import Embedder, Vectors
+from memfactory.memory.embedders import Embedder, Vectors, kept_as
 from memfactory.memory.search import DIGITS
 from memfactory.memory.stores.base import Hits, HitsEach, MemoryStore, Row, best
 from memfactory.memory.stores.milvus_connection import MilvusConnection
@@ -103,9 +103,10 @@ class MilvusStore(MemoryStore):
         if self._dim is None and client.has_collection(self._name, timeout=self._timeout):
             found = client.describe_collection(self._name, timeout=self._timeout)
             name = found.get("properties", {}).get(EMBEDDER)
-            if name != self.embedder.name:
+            made_by, _, version = str(name).partition(" version ")
+            if made_by != self.embedder.name:
                 raise ConfigError(
-                    f"The memories in {self._milvus.address} (collection {self._name!r}) were embedded by {name!r}, not by "
+                    f"The memories in {self._milvus.address} (collection {self._name!r}) were embedded by {made_by!r}, not by "
                     f"{self.embedder.name!r}. Open them with that embedder, or give another `collection` or `uri`."
                 )
             # In a file FLAT would be a second copy of the vectors, which Milvus Lite compares as fast without; a server needs one.
@@ -114,7 +115,26 @@ class MilvusStore(MemoryStore):
             client.load_collection(self._name, timeout=self._timeout)
             self._partitions = set(client.list_partitions(self._name, timeout=self._timeout))
             self._dim = next(int(field["params"]["dim"]) for field in found["fields"] if field["name"] == "vector")
+            if int(version or 1) < getattr(self.embedder, "version", 1):
+                logger.warning("%s has vectors of an earlier version of %s: it is embedded anew.", self._milvus.address, made_by)
+                self._embed_anew(client)
         return self._dim is not None
+
+    def _embed_anew(self, client: Any) -> None:
+        """Bring vectors of an earlier version of the embedder up to date; the name comes last, so that a kill loses nothing."""
+        pages = client.query_iterator(self._name, filter='state == "live"', output_fields=SHOWN, timeout=self._timeout, batch_size=256)
+        while page := pages.next():
+            by_user: dict[str, list[Row]] = {}
+            for fields in page:
+                by_user.setdefault(unpacked(fields["payload"])["user"], []).append(row_of(fields))
+            for user, rows in by_user.items():
+                vectors = self.embedder.embed([row.item.text for row in rows])
+                self._check_dim(vectors)
+                data = [fields_of(user, replace(row, vector=new), self._dim or 0) for row, new in zip(rows, vectors, strict=True)]
+                named = {} if self.shared else {"partition_name": key_of(user)}
+                client.upsert(self._name, data, timeout=self._timeout, **named)
+        pages.close()
+        client.alter_collection_properties(self._name, properties={EMBEDDER: kept_as(self.embedder)}, timeout=self._timeout)
 
     def _create(self, client: Any) -> None:
         """Make the collection."""
@@ -126,7 +146,7 @@ class MilvusStore(MemoryStore):
             schema.add_field(name, DataType.VARCHAR, is_primary=name == "key", is_partition_key=split, max_length=length)
         schema.add_field("position", DataType.INT64)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.embedder.embed(["dimension"]).shape[1])
-        options = {"num_shards": 1, "consistency_level": "Strong", "properties": {EMBEDDER: self.embedder.name}}
+        options = {"num_shards": 1, "consistency_level": "Strong", "properties": {EMBEDDER: kept_as(self.embedder)}}
         try:
             client.create_collection(self._name, schema=schema, timeout=self._timeout, **options)
         except MilvusException:  # another process may have been first
