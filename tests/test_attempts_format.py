@@ -37,6 +37,6 @@ def test_the_number_in_the_fingerprint_stands_for_these_attempts(case: tuple[str
     kept = [[attempt.answers, attempt.score] for _, attempt in sorted(scores.attempts.items())]
     made = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:12]
     assert made == PINNED[case], (
-        f"Attempts of {base} are no longer what ATTEMPTS_FORMAT {ATTEMPTS_FORMAT} stands for ({made}). If that is meant, "
-        "raise the number in memfactory/evaluation/fingerprint.py, so that old ledgers are not mixed with new attempts, and pin the new hash."
+        f"Attempts of {base} are no longer what ATTEMPTS_FORMAT {ATTEMPTS_FORMAT} stands for ({made}). If it is meant, "
+        "raise the number in memfactory/evaluation/fingerprint.py, so that old ledgers are not mixed with new attempts, and pin this hash."
     )

@@ -29,7 +29,7 @@ pins attempts of every paradigm and says when it is due.
 
 
 def _own_code(*parts: object) -> dict[str, str | None]:
-    """Hashes of the files of a user's own classes and of all that they registered (a scorer, say); the package's own is `ATTEMPTS_FORMAT`."""
+    """Hashes of the files of a user's own classes and of all that they registered (a scorer, say); the package's is `ATTEMPTS_FORMAT`."""
     registered = [part for registry in REGISTRIES for part in registry.filed()]
     own = [part for part in [*(type(part) for part in parts), *registered] if not part.__module__.startswith("memfactory.")]
     return {f"{part.__module__}.{part.__qualname__}": _source_hash(part) for part in own}
