@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -14,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.common.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from memfactory.common.files import write_jsonl
-from memfactory.common.types import Messages, View
+from memfactory.common.types import Messages, Trajectory, View
 from memfactory.data.formats import load_longcontext
 from memfactory.engines.chat import Models
 from memfactory.engines.scripted import ScriptedChat
 from memfactory.envs.longcontext import LongcontextEnv
+from memfactory.envs.rewards import rewards_of
 from memfactory.evaluation.harness import evaluate
 from memfactory.evaluation.jobs import Job, run_job
 from memfactory.evaluation.ledger import read_attempts
@@ -321,3 +324,84 @@ def test_the_tiny_model_reads_a_published_file_to_its_end(path: Path, number: in
     scores = run_job(Job("tiny", str(MODEL), "p", str(path), str(tmp_path / "out"), k=0, limit=1, agent_options=options, device="cpu"))
     (attempt,) = read_attempts(tmp_path / "out")
     assert attempt.error is None and scores.coverage == 1 and attempt.turns > 2
+
+
+class Paying(LongcontextEnv):
+    """Pays what it is told to."""
+
+    paid: Any = None
+
+    def compute_reward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.paid
+
+
+def paid(folder: Path, rewards: Any, errors: tuple[str | None, ...] = (None, None, None)) -> dict[str, torch.Tensor]:
+    env = Paying(str(write(folder, [ROW])), None)
+    env.paid = rewards
+    return rewards_of(env, {"answer": [""] * 3}, {}, 3, [Trajectory(error=error) for error in errors])
+
+
+NUMBERS: dict[str, Any] = {
+    "list": [1, 0.5, 0], "tuple": (1.0, 0.5, False), "array": np.array([1, 0.5, 0]), "float16": np.array([1, 0.5, 0], dtype=np.float16),
+    "numpy numbers": [np.float64(1), np.float32(0.5), np.int64(0)], "tensors": [torch.tensor(1.0), torch.tensor(0.5), torch.tensor(0)],
+    "double": torch.tensor([1, 0.5, 0], dtype=torch.float64), "half": torch.tensor([1, 0.5, 0], dtype=torch.bfloat16),
+    "differentiable": torch.tensor([1, 0.5, 0], requires_grad=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_rewards_of_any_kind_become_float32(tmp_path: Path, kind: str) -> None:
+    found = paid(tmp_path, {"default": NUMBERS[kind], "default/part": NUMBERS[kind]})
+    for column in found.values():
+        assert column.dtype == torch.float32 and column.device.type == "cpu" and not column.requires_grad
+        assert column.tolist() == [1.0, 0.5, 0.0]
+
+
+def test_booleans_integers_and_nothing_are_numbers_too(tmp_path: Path) -> None:
+    assert paid(tmp_path, {"answer": [True, np.bool_(False), 2]})["answer"].tolist() == [1.0, 0.0, 2.0]
+    assert paid(tmp_path, {"answer": torch.tensor([True, False, True])})["answer"].tolist() == [1.0, 0.0, 1.0]
+    assert paid(tmp_path, {"question": [[1, 0], [0, None], [1, 1]]})["question"].shape == (3, 2)
+    values = paid(tmp_path, {"default": [1, None, math.nan]}, (None, None, None))["default"]
+    assert values.isnan().tolist() == [False, True, True]
+    assert paid(tmp_path, {"default": [1, 1, 1]}, (None, "down", None))["default"].isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_rewards_on_a_gpu_come_to_the_cpu(tmp_path: Path) -> None:
+    values = paid(tmp_path, {"default": torch.tensor([1.0, 0.5, 0.0], device="cuda", requires_grad=True)})["default"]
+    assert values.device.type == "cpu" and values.tolist() == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([1.0, 0.0, 1.0], "Paying.compute_reward returned a list, not {stage or 'default': 3 numbers}"),
+        (None, "returned a NoneType"),
+        ({"default": [1.0, 0.0]}, r"rewards\['default'\] has the shape \[2\], expected \[3\]"),
+        ({"answer": 1.0}, r"rewards\['answer'\] has the shape \[\], expected \[3\]"),
+        ({"answer": torch.ones(3, 1)}, r"rewards\['answer'\] has the shape \[3, 1\], expected \[3\]"),
+        ({"default": [[1.0], [0.0], [1.0]]}, r"has the shape \[3, 1\]"),
+        ({"question": [1.0, 0.0, 1.0]}, r"rewards\['question'\] has the shape \[3\], expected \[3, questions\]"),
+        ({"default": [[1.0], [0.0, 1.0], [1.0]]}, "is not 3 numbers"),
+        ({"default": [1.0, "1", 0.0]}, r"rewards\['default'\] is not 3 numbers: '1' is no number"),
+        ({"default": [1.0, 10**400, 0.0]}, "is not 3 numbers"),
+        ({"default": {"a": 1}}, "is not 3 numbers"),
+        ({"default": torch.ones(3, dtype=torch.complex64)}, "is not 3 numbers: torch.complex64"),
+        ({"default": [1.0, math.inf, 0.0]}, r"rewards\['default'\] is infinite for attempt 1"),
+        ({"memory": torch.tensor([0.0, 0.0, -math.inf])}, r"rewards\['memory'\] is infinite for attempt 2"),
+        ({"default": [1.0] * 3, "default/part": [0, 0, 1e300]}, r"rewards\['default/part'\] is infinite for attempt 2"),
+        ({"question": [[1.0, 1.0], [0.0, math.inf], [0.0, 0.0]]}, r"rewards\['question'\] is infinite for attempt 1, question 1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_reward_is_refused_by_its_name_and_place(tmp_path: Path, rewards: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        paid(tmp_path, rewards)
+
+
+def test_evaluation_takes_lists_too(tmp_path: Path) -> None:
+    env = Paying(str(write(tmp_path, [ROW])), None)
+    env.paid = {"default": [True]}
+    agent = MemoryAgent(None, "cpu")
+    agent.events = lambda view: ["one"]  # type: ignore[method-assign]
+    scores = evaluate(agent, Models({"policy": ScriptedChat(lambda *_: "x")}), env, name="t", k=0)
+    assert scores.greedy == [[1.0]]

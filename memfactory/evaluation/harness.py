@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from memfactory.agents.base import BaseAgent, Request
-from memfactory.algorithms.credit import BY_QUESTION, paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, paid_stages
 from memfactory.common.errors import ConfigError
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
+from memfactory.envs.rewards import rewards_of
 from memfactory.evaluation.leak import view_of
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
 from memfactory.evaluation.memories import Memories
@@ -193,12 +194,10 @@ def _scored(env: BaseEnv, ended: Sequence[tuple[tuple[dict, str, int], Trajector
     trajectories = [trajectory for _, trajectory in ended]
     groups = [RolloutGroup([trajectory], example["example_id"]) for (example, _, _), trajectory in ended]
     batch = env.collate_fn([example for (example, _, _), _ in ended])
-    rewards = without_errors(env.compute_reward(predictions(groups), batch, 1, trajectories=trajectories), trajectories)
+    rewards = rewards_of(env, predictions(groups), batch, 1, trajectories)
     values = headline(rewards).tolist()
     by_question = rewards.get(f"default/{BY_QUESTION}", torch.empty(len(ended), 0))
     marks = {key.removeprefix(f"{BY_QUESTION}/"): table for key, table in rewards.items() if key.startswith(f"{BY_QUESTION}/")}
-    if any(math.isinf(value) for value in values):
-        raise ConfigError(f"{type(env).__name__} returned an infinite reward. A reward is a number; NaN marks what could not be scored.")
     lines = []
     for at, ((example, kind, number), trajectory) in enumerate(ended):
         lost = math.isnan(values[at])

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, local_models, longest_turn
-from memfactory.algorithms.credit import BY_QUESTION, Credit, assign_credit, paid_stages, without_errors
+from memfactory.algorithms.credit import BY_QUESTION, Credit, assign_credit, paid_stages
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.objective import check_objective, loss_defaults
 from memfactory.algorithms.packing import TrainBatch, pack
@@ -44,6 +44,7 @@ from memfactory.engines.base import Engine
 from memfactory.engines.load import load_tokenizer
 from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
+from memfactory.envs.rewards import rewards_of
 from memfactory.evaluation.harness import evaluate, headline, scores_of
 from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer
@@ -208,8 +209,7 @@ class MemTrainer(BaseTrainer):
         sampled_in = time.perf_counter() - start
         trajectories = [t for group in groups for t in group.trajectories]
         with self.clock.part("reward"):
-            rewards = self.env.compute_reward(predictions(groups), batch, config.num_generations, trajectories=trajectories)
-            rewards = self._checked(without_errors(rewards, trajectories))
+            rewards = self._checked(rewards_of(self.env, predictions(groups), batch, config.num_generations, trajectories))
             credit, metrics = self._credited(Sampled(groups, rewards, sampled_in))
             data = pack(groups, credit, config.aggregation, config.truncated, config.truncated_penalty, config.max_generate_length)
             data, averages = self._with_logprobs(renumbered(data, places, config.num_generations))
