@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -18,7 +18,7 @@ from memfactory.cli import main
 from memfactory.common.errors import ConfigError, DataError, InfrastructureError, MissingFileError, ServerTimeout, UnknownNameError
 from memfactory.common.files import file_hash, read_json, write_json
 from memfactory.common.parsing import normalize_squad
-from memfactory.common.registry import JUDGE_PROMPT_REGISTRY, import_plugins
+from memfactory.common.registry import JUDGE_PROMPT_REGISTRY, SCORER_REGISTRY, TASK_REGISTRY, import_plugins
 from memfactory.common.types import Messages, Sampling, Turn
 from memfactory.envs.memory_bank import MemoryBankEnv
 from memfactory.evaluation.calibration import GOLD, KINDS, SENTENCE, SPECIFIC, VAGUE, known_answers
@@ -29,6 +29,8 @@ from memfactory.evaluation.judged import judged_markdown, judged_notes, judged_t
 from memfactory.evaluation.judging import JudgeConfig, judge_folders
 from memfactory.evaluation.judgments import read_judgments
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
+from memfactory.evaluation.tasks.env import TaskEnv
+from memfactory.judges.exact import asks_for_all, needs_all
 from memfactory.judges.judge_prompts import ABSTENTION, judge_prompt
 from memfactory.judges.judgment import Case
 from memfactory.judges.llm import LLMJudge
@@ -479,3 +481,30 @@ def test_known_answers_of_a_real_benchmark_are_sound() -> None:
         assert len([known for known in found if known.kind == kind]) >= 38
     wrong = [known for known in found if known.kind in (SPECIFIC, VAGUE)]
     assert not [known for known in wrong if f" {normalize_squad(known.question.golds[0])} " in f" {normalize_squad(known.case.answer)} "]
+
+
+def _mean_of_all(text: str, golds: Sequence[str]) -> float:
+    return sum(gold in text for gold in golds) / len(golds)
+
+
+@pytest.mark.parametrize(("name", "together"), [("coverage@1", True), ("coverage_all@1", False)])
+def test_a_rule_says_itself_that_it_wants_all_golds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, together: bool) -> None:
+    rule = asks_for_all(lambda *asked: _mean_of_all(*asked)) if together else _mean_of_all
+    monkeypatch.setitem(SCORER_REGISTRY._parts, name, rule)
+    accepted = ("Lima, Puno",) if together else ("Lima", "Puno")
+    assert needs_all(name) == together and not needs_all("nobody's@1")
+    # An env's rule, over a data set that does not say it.
+    folder = folder_of(tmp_path)
+    write_json(tmp_path / "facts.json", [{"context": "c", "input": "Which?", "answers": ["Lima", "Puno"]}] * len(CITIES))
+    write_json(folder / "fingerprint.json", {"data": {"sha256": file_hash(tmp_path / "facts.json")}})
+    write_json(folder / "job.json", read_json(folder / "job.json") | {"env_options": {"reward": name}})
+    assert evaluated(folder).every_question()[0].accepted == accepted
+    # A task's: what it wrote down counts, whether the rule is known any more or not.
+    monkeypatch.setattr(TASK_REGISTRY.get("hotpotqa"), "headline", name)
+    write_json(tmp_path / "h.json", [{"_id": "h", "question": "Which?", "answer": "Lima", "context": [["A", ["Lima."]]]}])
+    about = TaskEnv(str(tmp_path / "h.json"), None, task="hotpotqa").questions()
+    row = about["examples"]["h"][0] | {"answers": ["Lima", "Puno"]}
+    assert row["all_golds"] == together
+    write_json(folder / "questions.json", about | {"examples": {f"facts/{at}": [row] for at in range(len(CITIES))}})
+    monkeypatch.delitem(SCORER_REGISTRY._parts, name)
+    assert evaluated(folder).every_question()[0].accepted == accepted

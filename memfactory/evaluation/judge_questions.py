@@ -17,6 +17,7 @@ from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameE
 from memfactory.common.files import file_hash, read_json
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.evaluation.ledger import GREEDY, Attempt, Key, read_attempts
+from memfactory.judges.exact import needs_all
 from memfactory.judges.judge_prompts import ABSTENTION
 from memfactory.judges.judgment import Case
 from memfactory.judges.llm import LLM_JUDGE
@@ -142,7 +143,7 @@ def _of_task(asked: dict[str, Any]) -> tuple[dict[str, list[Question]], str]:
         found[example] = []
         for at, row in enumerate(rows):
             golds = tuple(str(gold) for gold in row["answers"])
-            together = str(row.get("scorer", "")).split("@")[0].endswith("_all")  # RULER asks for all of them
+            together = row.get("all_golds", needs_all(str(row.get("scorer", ""))))  # folders of old do not say it
             accepted = (", ".join(golds),) if together else golds
             found[example].append(Question(example, at, row["question"], golds, accepted, row["type"], row["cluster"], row["abstain"]))
     return found, asked["headline"]
@@ -155,16 +156,16 @@ def _of_env(folder: Path, job: dict[str, Any]) -> tuple[dict[str, list[Question]
     if made != now:
         raise ConfigError(f"{job['data_path']} has changed since {folder} was made ({made} -> {now}). Evaluate again, or restore it.")
     rule = getattr(env.options, "reward", "") or "score"
-    return {example["example_id"]: _asked(example) for example in env.examples}, rule
+    return {example["example_id"]: _asked(example, needs_all(rule)) for example in env.examples}, rule
 
 
-def _asked(example: dict[str, Any]) -> list[Question]:
-    """The questions among an example's columns: `question` (one) or `query` (a list), each with its gold answers."""
+def _asked(example: dict[str, Any], all_golds: bool) -> list[Question]:
+    """The questions among an example's columns: `question` (one) or `query` (a list), each with its gold answers (any or all of them)."""
     name, extra = example["example_id"], example.get("extra") or {}
     several = isinstance(example.get("query"), list)
     texts = example["query"] if several else [example.get("question", example.get("query", ""))]
     golds = example["answers"] if several else [example["answers"]]
-    together = example.get("match") == "all"
+    together = all_golds or example.get("match") == "all"
     found = []
     for at, (text, gold) in enumerate(zip(texts, golds, strict=True)):
         wanted = tuple(str(answer) for answer in gold)

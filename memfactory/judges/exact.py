@@ -9,9 +9,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 from memfactory.common.parsing import final_answer, last_boxed, normalize_math, normalize_squad, strip_thinking
 from memfactory.common.registry import SCORER_REGISTRY
+
+Rule = TypeVar("Rule", bound=Callable[..., float])
+
+
+def asks_for_all(rule: Rule) -> Rule:
+    """Decorator: the scorer wants all of the gold answers, not any one; a judge is then told them as one answer."""
+    rule.all_golds = True  # type: ignore[attr-defined]
+    return rule
+
+
+def needs_all(scorer: str) -> bool:
+    """Whether the scorer of that name wants all of the gold answers; False for one that nobody registered."""
+    return scorer in SCORER_REGISTRY and getattr(SCORER_REGISTRY.get(scorer), "all_golds", False)
+
 
 TAIL = 300
 """Only this many last characters of an answer are searched for a box, as in MemAgent's reward."""
@@ -51,6 +66,7 @@ def boxed_sub_em(text: str, golds: Sequence[str]) -> float:
 
 
 @SCORER_REGISTRY.register("boxed_all")
+@asks_for_all
 def boxed_all(text: str, golds: Sequence[str]) -> float:
     """The share of the gold answers that occur in the last box, letter case ignored; no box is 0."""
     return _present(boxed_answer(text), golds)
@@ -58,6 +74,7 @@ def boxed_all(text: str, golds: Sequence[str]) -> float:
 
 @SCORER_REGISTRY.register("ruler_all")
 @SCORER_REGISTRY.register("ruler_all@1")
+@asks_for_all
 def ruler_all(text: str, golds: Sequence[str]) -> float:
     """RULER's string_match_all: the share of the gold answers that occur in the answer, letter case ignored (arXiv 2404.06654)."""
     return _present(strip_thinking(text), golds)

@@ -26,6 +26,7 @@ from memfactory.evaluation.tasks.records import read_records
 from memfactory.evaluation.tasks.selection import limited, of_types, ordered
 from memfactory.evaluation.tasks.texts import in_parts
 from memfactory.judges.benchmarks import mark
+from memfactory.judges.exact import needs_all
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class TaskEnv(BaseEnv):
             for question in asked:
                 question["question"] = question.pop("text")
                 question["scorer"] = task.rules_of(_question(question))[0]
+                question["all_golds"] = needs_all(question["scorer"])
             examples[example["example_id"]] = asked
         return {
             "task": self.options.task, "headline": task.headline, "beside": list(task.beside), "names": dict(task.names),
