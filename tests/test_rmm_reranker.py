@@ -204,7 +204,11 @@ def test_a_file_of_something_else_is_refused_with_what_it_holds(tensors: dict[st
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"tau": 0.0}, "tau=0.0 above 0"), ({"candidates": 0}, "candidates=0 must be"), ({"rank": DIM + 1}, f"rank from 1 to {DIM}")],
+    [
+        ({"tau": 0.0}, "tau 0.0: must be above 0"),
+        ({"candidates": 0}, "candidates 0: must be at least 1"),
+        ({"rank": DIM + 1}, f"rank from 1 to {DIM}"),
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):

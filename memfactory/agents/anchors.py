@@ -20,6 +20,7 @@ from memfactory.agents.base import BaseAgent
 from memfactory.agents.use import shows
 from memfactory.agents.word_for_word import WordForWord, held, of_sources, pieces_of
 from memfactory.common.errors import ConfigError
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import Sampling, View
 from memfactory.engines.chat import LocalChat, Models, Session
@@ -51,14 +52,10 @@ class AnchorOptions:
     """The agent whose reader and answer prompt it uses: a key of AGENT_REGISTRY."""
     agent_options: dict[str, Any] = field(default_factory=dict)
     """That agent's options."""
-    k: int | None = None
+    k: int | None = ranged(None, least=1)
     """Items handed over by those that choose; None: the agent's `answer_from`, or 10."""
-    max_prompt_length: int | None = None
+    max_prompt_length: int | None = ranged(None, least=1)
     """Most tokens of a prompt: items that do not fit are left out and counted, the least wanted first. None: no limit."""
-
-    def __post_init__(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ConfigError(f"k {self.k}: an anchor hands over at least 1 item; anchor_empty hands over none.")
 
 
 class Anchor(BaseAgent):

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.agents.use import Usable
 from memfactory.common.errors import ConfigError, InfrastructureError, UserError
 from memfactory.common.porting import refuse_old_style
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY, build_options
 from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
@@ -37,11 +38,11 @@ _UNSET = object()
 class AgentOptions:
     """The lengths that the launchers' flags set, in tokens; the defaults are MemAgent's."""
 
-    chunk_size: int = 5000
+    chunk_size: int = ranged(5000, least=1)
     """Size of the pieces that `chunks` cuts a text into."""
-    max_chunk_number: int | None = 8
+    max_chunk_number: int | None = ranged(8, least=1)
     """Most events in training; longer examples lose their middle. Evaluation and use have no limit."""
-    max_generate_length: int | None = None
+    max_generate_length: int | None = ranged(None, least=1)
     """Budget of every turn, for agents that hand it to their modules."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.use import shows
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import AGENT_REGISTRY
 from memfactory.common.types import View
 from memfactory.engines.chat import Session
@@ -27,23 +28,23 @@ class MemoryR1Options:
 
     style: str = "json"
     """json, or lines for models too small for it."""
-    near: int = 10
+    near: int = ranged(10, least=1)
     """Memories shown to the manager for each new fact."""
-    answer_from: int = 60
+    answer_from: int = ranged(60, least=1)
     """Memories shown to the answer agent."""
     embedder: str | dict[str, Any] = "hashed"
     """What says which memories are near, and embeds them for the store: a key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`."""
     write_policy: str = "crud"
     """crud, add_only or temporal."""
-    capacity: int | None = None
+    capacity: int | None = ranged(None, least=1)
     """Most items in the bank."""
     when_full: str = "refuse"
     """What a full bank does with a new fact: refuse, or oldest (the item added longest ago makes room)."""
-    chunk_size: int | None = None
+    chunk_size: int | None = ranged(None, least=1)
     """Not used: a conversation comes in parts. Here because launchers pass it."""
-    max_chunk_number: int | None = None
+    max_chunk_number: int | None = ranged(None, least=1)
     """Most parts of a conversation in training; longer ones lose their middle (counted)."""
-    max_generate_length: int | None = None
+    max_generate_length: int | None = ranged(None, least=1)
     """Budget of every turn, in tokens; None leaves each module's own."""
 
 

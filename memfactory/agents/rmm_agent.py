@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memfactory.agents.memory_r1_agent import MemoryR1Agent, MemoryR1Options
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import AGENT_REGISTRY
 
 
@@ -17,9 +18,9 @@ from memfactory.common.registry import AGENT_REGISTRY
 class MemoryRMMOptions(MemoryR1Options):
     """Sizes of what is shown: RMM's where it gives them."""
 
-    near: int = 5
+    near: int = ranged(5, least=1)
     """Memories that a new topic may be merged into."""
-    answer_from: int = 5
+    answer_from: int = ranged(5, least=1)
     """M: memories that are kept for an answer."""
 
 

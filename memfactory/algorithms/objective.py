@@ -68,8 +68,6 @@ def check_objective(config: TrainConfig) -> None:
             raise unknown_name(name, getattr(config, name), known)
     if config.beta > 0 and (config.kl, config.kl_gradient) == ("k1", "plain"):
         raise ConfigError("--kl k1 --kl_gradient plain: its gradient is 0 on average, so it holds nothing. Give --kl_gradient ratio.")
-    if config.tis_cap <= 0:
-        raise ConfigError(f"--tis_cap {config.tis_cap}: the largest weight must be above 0; 2 is usual.")
     _check_takes(ADVANTAGE_REGISTRY.get(config.advantage), f"advantage {config.advantage!r}", "rewards, batch")
     configured_loss(config)
 
@@ -82,11 +80,6 @@ def _check_takes(part: Callable, what: str, arguments: str) -> None:
 
 
 def _check_clips(config: TrainConfig) -> None:
-    if not 0 <= config.clip_low <= 1 or config.clip_high < 0:
-        raise ConfigError(
-            f"--clip_low {config.clip_low} --clip_high {config.clip_high}: the ratio is clipped to [1 - clip_low, 1 + clip_high], "
-            "so clip_low lies in [0, 1] and clip_high is not negative."
-        )
     if config.dual_clip and config.dual_clip <= 1:
         raise ConfigError(f"--dual_clip {config.dual_clip}: above 1 (3 is usual), or 0 for none; else it clips what has not moved.")
 

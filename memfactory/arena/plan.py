@@ -11,6 +11,7 @@ import yaml
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.flags import option
+from memfactory.common.ranges import check_ranges
 
 
 @dataclass
@@ -20,11 +21,14 @@ class ArenaConfig:
     config: str = option("examples/arena.yaml", "The YAML file that decides every number.")
     model: str | None = option(None, "The base that every row starts from, and the reader of every row that does not train its own.")
     agents: list[str] = option([], "Only these rows.")
-    seeds: list[int] = option([], "Only these seeds.")
-    budget: int | None = option(None, "Sampled tokens of training, the same for each row and seed.")
-    limit: int = option(0, "Only so many dialogues of each held-out set; 0: all.")
-    workers: int = option(0, "Trainings and evaluations at a time; 0: as many as there are GPUs, or cores.")
+    seeds: list[int] = option([], "Only these seeds.", least=0)
+    budget: int | None = option(None, "Sampled tokens of training, the same for each row and seed.", least=1)
+    limit: int = option(0, "Only so many dialogues of each held-out set; 0: all.", least=0)
+    workers: int = option(0, "Trainings and evaluations at a time; 0: as many as there are GPUs, or cores.", least=0)
     output_dir: str = option("output/arena", "Where data, runs, ledgers and the report go; what is there is not made again.")
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
 
 
 @dataclass(frozen=True)

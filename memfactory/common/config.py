@@ -16,8 +16,7 @@ import yaml
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.flags import FlagParser, gathered, mapping_of, option
-
-_COUNTS = ("batch_size", "gradient_accumulation_steps", "num_generations", "num_minibatches", "num_iterations", "epoch", "engine_slots")
+from memfactory.common.ranges import check_ranges
 
 ENGINE_GRAPHS = ("auto", "on", "off")
 DECODE_ATTENTIONS = ("auto", "model", "sdpa", "flash", "triton")
@@ -57,20 +56,20 @@ class TrainConfig:
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     # Rollout
-    batch_size: int = option(1, "Examples per rollout batch, before gradient_accumulation_steps multiplies them.")
-    gradient_accumulation_steps: int = option(1, "Multiplies batch_size: all these examples are rolled out together.")
-    num_generations: int = option(8, "Attempts per example (G), the group that rewards are compared in.")
-    temperature: float = option(1.0, "Sampling temperature; the log-probs of training use it too.")
+    batch_size: int = option(1, "Examples per rollout batch, before gradient_accumulation_steps multiplies them.", least=1)
+    gradient_accumulation_steps: int = option(1, "Multiplies batch_size: all these examples are rolled out together.", least=1)
+    num_generations: int = option(8, "Attempts per example (G), the group that rewards are compared in.", least=1)
+    temperature: float = option(1.0, "Sampling temperature; the log-probs of training use it too.", above=0)
     frozen_temperature: float | None = option(
-        None, "Of stages that roles give to other models, as a frozen reader: 0 is greedy. Default: temperature."
+        None, "Of stages that roles give to other models, as a frozen reader: 0 is greedy. Default: temperature.", least=0
     )
-    chunk_size: int | None = option(None, "Tokens of text per reading turn (memagent).")
-    max_chunk_number: int | None = option(None, "Most chunks in training; longer texts lose their middle (counted).")
-    max_prompt_length: int | None = option(None, "Most tokens of any prompt; an example over it is left out and counted.")
-    max_generate_length: int | None = option(None, "Most tokens sampled in a turn.")
+    chunk_size: int | None = option(None, "Tokens of text per reading turn (memagent).", least=1)
+    max_chunk_number: int | None = option(None, "Most chunks in training; longer texts lose their middle (counted).", least=1)
+    max_prompt_length: int | None = option(None, "Most tokens of any prompt; an example over it is left out and counted.", least=1)
+    max_generate_length: int | None = option(None, "Most tokens sampled in a turn.", least=1)
     train_extraction: bool | None = option(None, "Role of the stage extraction: True is policy, False policy_nograd.")
     train_update: bool | None = option(None, "Role of the stage update: True is policy, False policy_nograd.")
-    engine_slots: int = option(192, "Most requests that decode together; on a GPU as many of them as the free memory holds.")
+    engine_slots: int = option(192, "Most requests that decode together; on a GPU as many of them as the free memory holds.", least=1)
     engine_graphs: str = option("auto", "Decode steps as recorded CUDA graphs: auto (on a GPU), on or off.")
     decode_attention: str = option("auto", "Decode steps: auto, model (transformers' forward), or fused with sdpa, flash or triton.")
     share_prefixes: bool = option(True, "Compute long common beginnings of prompts once in the rollout's prefill.")
@@ -86,14 +85,14 @@ class TrainConfig:
     loss: str = option("grpo", "Which loss, a key of LOSS_REGISTRY; it brings defaults for aggregation and clips (docs/losses.md).")
     loss_options: str = option("{}", "Options of the loss that have no flag: JSON on the command line, a mapping in YAML.")
     aggregation: str = option("token", "What weighs alike: token, sequence (turn), trajectory, prompt, or constant (Dr. GRPO).")
-    clip_low: float = option(0.2, "The ratio is clipped below at 1 - clip_low.")
-    clip_high: float = option(0.2, "The ratio is clipped above at 1 + clip_high.")
-    dual_clip: float = option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.")
-    beta: float = option(0.0, "Weight of the KL to the starting weights; 0 keeps no reference.")
+    clip_low: float = option(0.2, "The ratio is clipped below at 1 - clip_low.", least=0, most=1)
+    clip_high: float = option(0.2, "The ratio is clipped above at 1 + clip_high.", least=0)
+    dual_clip: float = option(3.0, "Bound of the loss for negative advantages, in multiples of them; 0 switches it off.", least=0)
+    beta: float = option(0.0, "Weight of the KL to the starting weights; 0 keeps no reference.", least=0)
     kl: str = option("k3", "Estimator of that KL: k1, k2 or k3.")
     kl_gradient: str = option("plain", "Its gradient: plain (its own), straight_through (k2's, exact) or ratio (times the ratio).")
     truncated: str = option("train", "What a response cut off at its limit gets: train, mask or penalize.")
-    truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.")
+    truncated_penalty: float = option(0.5, "Taken from the advantage of truncated turns under penalize.", least=0)
     old_logprobs: str = option(
         "auto",
         "Behaviour log-probs: sampler, frozen (the trainer's, of the weights that sampled) or recompute (an ablation). auto: sampler, but "
@@ -104,20 +103,20 @@ class TrainConfig:
         "Truncated importance sampling for a sampler that is not the trainer: none, token or sequence. auto: token for an engine other "
         "than hf whose old log-probs are not the sampler's.",
     )
-    tis_cap: float = option(2.0, "Largest weight of that.")
-    num_minibatches: int = option(1, "Optimizer updates per pass over a rollout batch.")
-    num_iterations: int = option(1, "Passes over a rollout batch.")
+    tis_cap: float = option(2.0, "Largest weight of that.", above=0)
+    num_minibatches: int = option(1, "Optimizer updates per pass over a rollout batch.", least=1)
+    num_iterations: int = option(1, "Passes over a rollout batch.", least=1)
 
     # Optimizer
     optimizer: str = option("adamw", "adamw, or muon (hidden matrices by Muon, the rest by AdamW).")
-    lr: float = option(1e-6, "Peak learning rate.")
-    weight_decay: float = option(0.01, "Decay of the hidden matrices.")
-    adam_beta1: float = option(0.9, "AdamW's first beta.")
-    adam_beta2: float = option(0.99, "AdamW's second beta.")
-    warmup_updates: int = option(10, "Optimizer updates of linear warm-up.")
+    lr: float = option(1e-6, "Peak learning rate.", least=0)
+    weight_decay: float = option(0.01, "Decay of the hidden matrices.", least=0)
+    adam_beta1: float = option(0.9, "AdamW's first beta.", least=0, below=1)
+    adam_beta2: float = option(0.99, "AdamW's second beta.", least=0, below=1)
+    warmup_updates: int = option(10, "Optimizer updates of linear warm-up.", least=0)
     lr_schedule: str = option("constant", "constant, linear, cosine or trapezoid, counted in optimizer updates.")
-    max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.")
-    tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.")
+    max_grad_norm: float = option(1.0, "Gradient-norm clip; 0 switches it off.", least=0)
+    tokens_per_micro_batch: int = option(16384, "Most padded tokens in one forward and backward pass.", least=1)
     logprob_chunks: str = option("auto", "Logits of trained tokens: dense (whole), chunked (tile by tile, small), auto (by their number).")
     packing: str = option("tree", "What the update computes: tree (what turns share at their beginning, once) or rows (each turn alone).")
     attention_backend: str = option("auto", "How packing tree attends: auto, sdpa4d, paths, flash or flex (docs/performance.md).")
@@ -129,9 +128,9 @@ class TrainConfig:
     gradients: str = option("fp32", "What the gradients of split weights are added up in: fp32, or bf16 (coarse over many micro-batches).")
     moments: str | None = option(None, "AdamW's moments: fp32 or 8bit. Default: 8bit on a GPU from 3e9 parameters, else fp32.")
     offload_optimizer: bool = option(False, "Keep AdamW's moments, and the 16 bits of split weights, on the CPU.")
-    lora_r: int = option(0, "Rank of LoRA adapters, which are then all that is trained (needs peft); 0: all weights are trained.")
-    lora_alpha: int = option(64, "What adapters add is multiplied by lora_alpha / lora_r.")
-    lora_dropout: float = option(0.0, "Dropout in front of adapters; only mem_sft allows it, since the sampler has none.")
+    lora_r: int = option(0, "Rank of LoRA adapters, which are then all that is trained (needs peft); 0: all weights are trained.", least=0)
+    lora_alpha: int = option(64, "What adapters add is multiplied by lora_alpha / lora_r.", least=1)
+    lora_dropout: float = option(0.0, "Dropout in front of adapters; only mem_sft allows it, since the sampler has none.", least=0, below=1)
     lora_targets: list[str] = option(["all-linear"], "Layers with adapters: ends of names such as q_proj, or all-linear (but the head).")
     reference: str | None = option(
         None, "Starting weights, if needed: copy (on the device), cpu (layers streamed in) or lora (adapters off). Default: what fits best."
@@ -139,20 +138,22 @@ class TrainConfig:
     bf16: bool | None = option(None, "bf16 arithmetic over fp32 weights. Default: on a GPU, yes; on a CPU, no (slower there).")
 
     # Run
-    epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.")
-    max_steps: int | None = option(None, "Stop after this many steps (rollout batches).")
-    max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.")
-    max_rollout_tokens: int | None = option(None, "Stop after this many sampled tokens; without max_steps as many steps as they last.")
-    seed: int = option(0, "Seed of data order and of every random stream.")
+    epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.", least=1)
+    max_steps: int | None = option(None, "Stop after this many steps (rollout batches).", least=1)
+    max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.", above=0)
+    max_rollout_tokens: int | None = option(
+        None, "Stop after this many sampled tokens; without max_steps as many steps as they last.", least=1
+    )
+    seed: int = option(0, "Seed of data order and of every random stream.", least=0, below=2**32)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     parallel: str = option("auto", "Several processes: ddp (each has the model), fsdp2 (each a shard), auto (as accelerate's file says).")
-    profile_steps: int = option(0, "Write a torch.profiler trace of the first so many steps to output_dir/trace.")
-    threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice.")
-    eval_steps: int = option(0, "Held-out check every so many steps; 0: none.")
-    eval_samples: int = option(64, "Examples of each held-out set in a check; 0 is all.")
-    eval_k: int = option(1, "Sampled attempts per example in a check, beside the greedy one.")
-    save_steps: int = option(50, "Checkpoint every so many steps; one is always saved at the end.")
-    save_total_limit: int = option(2, "Checkpoints kept, beside the best and the last.")
+    profile_steps: int = option(0, "Write a torch.profiler trace of the first so many steps to output_dir/trace.", least=0)
+    threads: int = option(0, "CPU threads of torch; 0 leaves torch's choice.", least=0)
+    eval_steps: int = option(0, "Held-out check every so many steps; 0: none.", least=0)
+    eval_samples: int = option(64, "Examples of each held-out set in a check; 0 is all.", least=0)
+    eval_k: int = option(1, "Sampled attempts per example in a check, beside the greedy one.", least=0)
+    save_steps: int = option(50, "Checkpoint every so many steps; one is always saved at the end.", least=0)
+    save_total_limit: int = option(2, "Checkpoints kept, beside the best and the last.", least=0)
     resume: bool = option(False, "Go on from the last checkpoint in output_dir, if there is one.")
     report_to: list[str] = option([], "Trackers beside metrics.jsonl: keys of TRACKER_REGISTRY, such as swanlab.")
     wandb_name: str | None = option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
@@ -160,13 +161,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in _MAPPINGS:
             setattr(self, name, json.dumps(mapping_of(name, getattr(self, name)), sort_keys=True))
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: must be at least 1.")
-        if self.temperature <= 0:
+        if self.temperature == 0:
             raise ConfigError(f"--temperature {self.temperature}: training samples, so it must be above 0.")
-        if self.frozen_temperature is not None and self.frozen_temperature < 0:
-            raise ConfigError(f"--frozen_temperature {self.frozen_temperature}: must be at least 0, which is greedy.")
+        check_ranges(type(self), vars(self))
         if self.aggregation == "constant" and not self.max_generate_length:
             raise ConfigError(
                 f"--aggregation constant divides by the most tokens of a turn, and --max_generate_length is {self.max_generate_length}. "
@@ -176,8 +173,6 @@ class TrainConfig:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in (*known, getattr(type(self), name)):
                 raise unknown_name(name, str(getattr(self, name)), known)
-        if self.lora_r < 0 or not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"--lora_r {self.lora_r} must be at least 0, and --lora_dropout {self.lora_dropout} in [0, 1).")
 
     def _settle_correction(self) -> None:
         """What `auto` means, and that the mismatch of sampler and trainer is corrected once: by the ratio, or by TIS."""
@@ -240,7 +235,7 @@ def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None, defau
     if file is not None:
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
         arguments = [*_yaml_flags(Path(file), known), *arguments]
-    parser = FlagParser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = FlagParser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if defaults_of and (defaults := defaults_of(config)):
         # Before what was given, so that it wins, as flags do over the file.

@@ -8,15 +8,27 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.ranges import KEY, Range, check_finite
 
 T = TypeVar("T")
 
 
-def option(default: Any, text: str, *aliases: str) -> Any:
-    """A field with its help text, which `--help` prints, and other spellings of its flag."""
-    metadata: dict[str, Any] = {"help": text} | ({"aliases": list(aliases)} if aliases else {})
+class _Metadata(dict[str, Any]):
+    """A field's metadata. `HfArgumentParser` hands a copy of all keys to argparse, which knows no range: that key is not listed."""
+
+    def keys(self) -> Any:
+        return [key for key in self if key != KEY]
+
+
+def option(
+    default: Any, text: str, *aliases: str,
+    least: float | None = None, above: float | None = None, most: float | None = None, below: float | None = None,
+) -> Any:  # fmt: skip
+    """A field with its help text, which `--help` prints, other spellings of its flag, and the bounds of its number (`Range`)."""
+    metadata = _Metadata({"help": text, KEY: Range(least, above, most, below)} | ({"aliases": list(aliases)} if aliases else {}))
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -31,11 +43,18 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
             raise ConfigError(f"--{name} {value!r} is not JSON: {error}. Example: --{name} '{{\"key\": 1}}'.") from error
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"--{name} must be a mapping, got {value!r}.")
+    check_finite(name, value)
     return dict(value or {})
 
 
 class FlagParser(HfArgumentParser):
-    """argparse whose complaints are ours: one message, no page of usage."""
+    """argparse whose complaints are ours: one message, no page of usage. A switch without a value is True, whatever its default."""
+
+    def __init__(self, options: Any, **settings: Any) -> None:
+        super().__init__(options, **settings)
+        for action in self._actions:
+            if action.type is string_to_bool:  # the base class lets only those with a default of their own stand bare
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
@@ -76,7 +95,7 @@ def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage:
         if field.default_factory is not dataclasses.MISSING:
             names = tuple(f"--{name.lstrip('-')}" for name in (*field.metadata.get("aliases", ()), field.name))
             words = gathered(words, names, getattr(options, "ALONE", {}).get(field.name))
-    parser = FlagParser(options, prog=command, usage=usage or None, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = FlagParser(options, prog=command, usage=usage or None, allow_abbrev=False)
     parsed, extra = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
     if extra:
         if not str(extra[0]).startswith("-"):

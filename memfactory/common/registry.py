@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.ranges import check_ranges
 
 T = TypeVar("T")
 
@@ -132,6 +133,7 @@ def build_options(owner: str, options: type[T], given: Mapping[str, Any]) -> T:
     required = {f.name for f in dataclasses.fields(options) if f.default is empty and f.default_factory is empty}  # type: ignore[arg-type]
     if missing := sorted(required - set(given)):
         raise ConfigError(f"{owner} needs the option(s) {', '.join(missing)}. It has: {', '.join(sorted(known))}.")
+    check_ranges(options, given, f"{owner}: ")  # before the class's own checks, which may count on numbers
     return options(**given)
 
 

@@ -28,6 +28,7 @@ import memfactory.data.squad_qa  # noqa: F401 - these imports register the gener
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local, write_text
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.ranges import check_ranges
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.audit import Audit, audit
 from memfactory.data.dialog_forms import in_form
@@ -47,10 +48,10 @@ class BuildConfig:
     output: str | None = option(
         None, "File to write: .json, .jsonl, or .parquet for MemAgent's training schema; memory-r1: a folder. Required."
     )
-    number: int = option(128, "How many records.")
-    seed: int = option(0, "Seed of every random stream; record i depends on (seed, i) and not on --number.")
-    docs: int | None = option(None, "Documents in a text (synth_hop, hotpotqa).")
-    tokens: int | None = option(None, "Length in tokens of text, question and answer together (niah, vt, cwe, fwe, qa).")
+    number: int = option(128, "How many records.", least=1)
+    seed: int = option(0, "Seed of every random stream; record i depends on (seed, i) and not on --number.", least=0)
+    docs: int | None = option(None, "Documents in a text (synth_hop, hotpotqa).", least=1)
+    tokens: int | None = option(None, "Length in tokens of text, question and answer together (niah, vt, cwe, fwe, qa).", least=1)
     tokenizer: str = option("models/tiny", "Folder or hub name of the tokenizer that --tokens are counted with.")
     source: list[str] = option([], "Files to build from (hotpotqa, qa, memory-r1).", "--from")
     variant: str | None = option(None, "Which form of the task (niah: single_1 ... multiquery).")
@@ -59,6 +60,9 @@ class BuildConfig:
     options: str = option("{}", "Further options of the generator as JSON, such as '{\"chains\": 3}' for vt.")
     plugins: list[str] = option([], "Python files or modules that register your own generators.", "--import")
     overwrite: bool = option(False, "Replace an output file that has other content.")
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,6 @@ def build(config: BuildConfig) -> BuildReport | FolderReport:
     generator = GENERATOR_REGISTRY.get(config.name)
     several = makes_folder(generator)
     path = folder_path(config.output, config.name) if several else _output(config)
-    if config.number < 1:
-        raise ConfigError(f"--number {config.number}: must be at least 1.")
     in_form(config.form, [])
     options = _options(config, generator)
     if several:

@@ -12,6 +12,7 @@ from typing import Any  # noqa: UP035 - as subclasses of published code spell th
 
 import torch
 
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.common.types import View
 from memfactory.data.formats import load_longcontext
@@ -40,7 +41,7 @@ class LongcontextEnv(BaseEnv):
         """Who judges under llm_judge: `api:MODEL` at OPENAI_BASE_URL; `api:` is LLM_MODEL."""
         judge_prompt: str = DEFAULT
         """What it is asked: a key of JUDGE_PROMPT_REGISTRY."""
-        judge_votes: int = 1
+        judge_votes: int = ranged(1, least=1)
         """How often it judges each answer, an odd number."""
 
     judge: LLMJudge | None = None

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from memfactory.algorithms.credit import BY_QUESTION
 from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
 from memfactory.common.types import Trajectory, View
 from memfactory.data.dialogs import LoadedRows, load_memory_file, only_told
@@ -60,7 +61,7 @@ class MemoryBankEnv(BaseEnv):
         """Who judges under llm_judge."""
         judge_prompt: str = DEFAULT
         """What it is asked: a key of JUDGE_PROMPT_REGISTRY."""
-        judge_votes: int = 1
+        judge_votes: int = ranged(1, least=1)
         """How often it judges each answer, an odd number."""
 
     judge: LLMJudge | None = None

@@ -15,6 +15,7 @@ from memfactory.agents.anchors import KINDS
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.ranges import check_ranges
 from memfactory.common.registry import TASK_REGISTRY
 from memfactory.data.formats import HINT
 from memfactory.engines.api import PREFIX
@@ -53,56 +54,56 @@ class EvalConfig:
     datasets: list[str] = option([], "Data sets, each PATH or NAME=PATH; none, and no tasks: the published ones that lie here.")
     tasks: list[str] = option([], "Benchmarks, each TASK=PATH, such as locomo=locomo10.json: `memfactory list` shows them.")
     types: list[str] = option([], "Only questions of these types, by the benchmark's number or true name (tasks).")
-    shuffle_seed: int = option(0, "Which part of a task --limit takes: another seed is another part.")
+    shuffle_seed: int = option(0, "Which part of a task --limit takes: another seed is another part.", least=0)
     mask: str = option("", "A file of known label errors: the task's score is given with and without them (tasks).")
-    session_words: int = option(0, "Sessions longer than so many words are told in parts; 0: as they are (tasks).")
+    session_words: int = option(0, "Sessions longer than so many words are told in parts; 0: as they are (tasks).", least=0)
     instruction: str | None = option(None, "Put behind each question instead of the task's own words, which '' leaves out (tasks).")
     task_options: str = option("{}", "Options of the tasks' own, as JSON.")
     anchors: list[str] = option(
         [], f"Rows that need no method, beside each model, with its reader and prompt: {', '.join(KINDS)}; alone: all of them."
     )
-    anchor_k: int = option(0, "Items that anchors choose; 0: as many as the agent answers from.")
-    anchor_tokens: int = option(0, "Most tokens of an anchor's prompt; 0: what the model's config.json leaves room for.")
+    anchor_k: int = option(0, "Items that anchors choose; 0: as many as the agent answers from.", least=0)
+    anchor_tokens: int = option(0, "Most tokens of an anchor's prompt; 0: what the model's config.json leaves room for.", least=0)
     output_dir: str = option("output/evaluation", "Where ledgers and the report go; what is in it already is not made again.")
     agent: str = option("", "Which agent: a key of AGENT_REGISTRY. Default: the checkpoint's own, else memagent.")
     agent_options: str = option("{}", "Options of the agent and its slots, as JSON, over the checkpoint's own.")
-    chunk_size: int | None = option(None, "Tokens of text per reading turn; short for an entry of agent_options.")
-    max_generate_length: int | None = option(None, "Most tokens sampled in a turn; short for an entry of agent_options.")
+    chunk_size: int | None = option(None, "Tokens of text per reading turn; short for an entry of agent_options.", least=1)
+    max_generate_length: int | None = option(None, "Most tokens sampled in a turn; short for an entry of agent_options.", least=1)
     env: str = option("longcontext", "Which env scores: a key of ENV_REGISTRY.")
     env_options: str = option("{}", 'Options of the env, as JSON, such as {"reward": "llm_judge"}.')
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
     memories: str = option("", "Answer from the memories that another evaluation wrote: its folder, or a model's or data set's in it.")
-    k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.")
-    limit: int = option(0, "Only the first examples of each set; of a task so many questions, every type's fair part. 0: all.")
-    temperature: float = option(1.0, "Of the sampled attempts.")
-    top_p: float = option(1.0, "Nucleus of the sampled attempts.")
-    seed: int = option(0, "Of every random stream.")
-    shown: int = option(8, "Of so many first examples of each set the greedy attempt is kept step by step: the report's sample pages.")
+    k: int = option(4, "Sampled attempts per example (avg@k), beside the greedy one; 0: greedy only.", least=0)
+    limit: int = option(0, "Only the first examples of each set; of a task so many questions, every type's fair part. 0: all.", least=0)
+    temperature: float = option(1.0, "Of the sampled attempts.", least=0)
+    top_p: float = option(1.0, "Nucleus of the sampled attempts.", above=0, most=1)
+    seed: int = option(0, "Of every random stream.", least=0, below=2**32)
+    shown: int = option(
+        8, "Of so many first examples of each set the greedy attempt is kept step by step: the report's sample pages.", least=0
+    )
     engine: str = option(
         "hf", "hf or vllm (in the worker's process), or api: all models are on an OpenAI-compatible server (api:MODEL always is)."
     )
     engine_options: str = option("{}", 'Options of that engine, as JSON, such as {"max_model_len": 16384} of vllm.')
-    api_timeout: float = option(120.0, "Seconds that one try at a server may take.")
-    api_concurrency: int = option(64, "Requests to a server at a time.")
+    api_timeout: float = option(120.0, "Seconds that one try at a server may take.", above=0)
+    api_concurrency: int = option(64, "Requests to a server at a time.", least=1)
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
     export: str = option("", "lm-eval: also in the shape of lm-evaluation-harness's results and samples, in OUTPUT_DIR/lm_eval.")
     gpus: str = option("auto", "GPUs, such as 0,1, a worker on each; none: CPU processes.")
-    workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.")
-    threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.")
-    engine_slots: int = option(192, "Most requests that decode together in a worker.")
+    workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.", least=0)
+    threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.", least=0)
+    engine_slots: int = option(192, "Most requests that decode together in a worker.", least=1)
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
         if self.export not in EXPORTS:
             raise unknown_name("--export", self.export, [name for name in EXPORTS if name])
         self.anchors = kinds_of(self.anchors)
-        for name in ("k", "limit", "shown", "workers", "threads", "session_words", "anchor_k", "anchor_tokens"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} must not be negative.")
-        if self.temperature <= 0 and self.k:
+        if self.temperature == 0 and self.k:
             raise ConfigError(f"--temperature {self.temperature}: sampled attempts need one above 0; --k 0 is greedy only.")
         for name, unset in _OF_TASKS.items():
             if not self.tasks and getattr(self, name) != unset:

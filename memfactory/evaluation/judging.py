@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import write_json, write_text
 from memfactory.common.flags import option
+from memfactory.common.ranges import check_ranges
 from memfactory.common.registry import import_plugins
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.evaluation.calibration import known_answers
@@ -42,23 +43,24 @@ class JudgeConfig:
 
     judge: str = option(PREFIX, "Who judges: api:MODEL at OPENAI_BASE_URL; api: alone is LLM_MODEL.")
     prompt: str = option(DEFAULT, "What it is asked: a name and version; `memfactory list` shows them.")
-    votes: int = option(1, "How often each answer is judged, an odd number.")
-    temperature: float = option(0.0, "Of the judge; above 0 several votes say how sure it is.")
-    max_tokens: int = option(512, "Most tokens of a reply.")
+    votes: int = option(1, "How often each answer is judged, an odd number.", least=1)
+    temperature: float = option(0.0, "Of the judge; above 0 several votes say how sure it is.", least=0)
+    max_tokens: int = option(512, "Most tokens of a reply.", least=1)
     attempts: str = option("all", "Which attempts: all, greedy or sampled.")
     calibration: int = option(
-        40, "Questions of each data set that known-wrong and known-right answers are made of; 0: the judge is not measured."
+        40, "Questions of each data set that known-wrong and known-right answers are made of; 0: the judge is not measured.", least=0
     )
-    timeout: float = option(120.0, "Seconds that one try at the server may take.")
-    retries: int = option(5, "Further tries where the server fails.")
-    concurrency: int = option(64, "Requests to the server at a time.")
+    timeout: float = option(120.0, "Seconds that one try at the server may take.", above=0)
+    retries: int = option(5, "Further tries where the server fails.", least=0)
+    concurrency: int = option(64, "Requests to the server at a time.", least=1)
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
+        if self.votes % 2 == 0:
+            raise ConfigError(f"--votes {self.votes}: an even number of votes can be tied. Give an odd one.")
         if self.attempts not in CHOICES:
             raise unknown_name("--attempts", self.attempts, CHOICES)
-        if self.calibration < 0:
-            raise ConfigError(f"--calibration {self.calibration} must not be negative; 0 switches it off.")
         if not self.judge.startswith(PREFIX):
             raise ConfigError(f"--judge {self.judge!r}: a judge is behind an API. Write {PREFIX}MODEL.")
 

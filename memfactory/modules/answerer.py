@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfactory.common.bank_prompts import answer_messages, in_lines
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.common.rmm_prompts import cited_answer_messages
 from memfactory.engines.chat import Session
@@ -34,7 +35,7 @@ class Answerer(BaseModule):
     class Options:
         """How it is asked."""
 
-        max_tokens: int = 512
+        max_tokens: int = ranged(512, least=1)
         """Budget of the turn."""
         style: str = "json"
         """How memories are shown: json (a list with dates) or lines."""

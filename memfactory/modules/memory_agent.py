@@ -14,6 +14,7 @@ from memfactory.common.bank_prompts import answer_messages
 from memfactory.common.errors import unknown_name
 from memfactory.common.parsing import strip_thinking
 from memfactory.common.prompts import NO_MEMORY, check_order, memory_answer_messages, memory_update_messages
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.common.types import Messages
 from memfactory.engines.chat import Session
@@ -33,9 +34,9 @@ class RecurrentMemoryModule(BaseModule):
     class Options:
         """Lengths in tokens."""
 
-        max_memory_tokens: int = 1024
+        max_memory_tokens: int = ranged(1024, least=1)
         """Budget of an update turn: all it writes, and so the memory."""
-        max_answer_tokens: int = 1024
+        max_answer_tokens: int = ranged(1024, least=1)
         prompt_order: str = "memory_first"
         """memory_first (the paper's), or chunk_first, whose prompts share a long prefix within a group."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfactory.common.bank_prompts import extract_messages
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.memory.operations import parse_facts
@@ -30,7 +31,7 @@ class NaiveExtractor(BaseModule):
     class Options:
         """How it is asked."""
 
-        max_tokens: int = 1024
+        max_tokens: int = ranged(1024, least=1)
         """Budget of the turn."""
         style: str = "json"
         """json, or lines for models too small for it."""

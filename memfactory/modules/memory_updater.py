@@ -12,6 +12,7 @@ from typing import Any
 
 from memfactory.common.bank_prompts import in_lines, manage_messages, numbered_lines
 from memfactory.common.errors import unknown_name
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.memory.bank import WHEN_FULL, WRITE_POLICIES, MemoryBank
@@ -37,13 +38,13 @@ class NaiveUpdater(BaseModule):
     class Options:
         """How it is asked, and what its operations do."""
 
-        max_tokens: int = 1024
+        max_tokens: int = ranged(1024, least=1)
         """Budget of the turn."""
         style: str = "json"
         """json, or lines for models too small for it."""
         write_policy: str = "crud"
         """crud, add_only, or temporal (nothing is deleted, old facts are closed)."""
-        capacity: int | None = None
+        capacity: int | None = ranged(None, least=1)
         """Most live items."""
         when_full: str = "refuse"
         """What becomes of an ADD over it: refuse, or oldest (it is added, and the item added longest ago is forgotten)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.common.rmm_prompts import merge_messages, reflect_messages
 from memfactory.engines.chat import Session
@@ -41,7 +42,7 @@ class ProspectiveReflector(BaseModule):
     class Options:
         """How it is asked."""
 
-        max_tokens: int = 1024
+        max_tokens: int = ranged(1024, least=1)
         """Budget of a turn."""
         keep_turns: bool = True
         """The turns that a topic rests on stand below its summary, as in the paper; else the summary alone."""
@@ -77,11 +78,11 @@ class TopicUpdater(BaseModule):
     class Options:
         """How it is asked, and what its operations do."""
 
-        max_tokens: int = 512
+        max_tokens: int = ranged(512, least=1)
         """Budget of a turn."""
         write_policy: str = "crud"
         """crud, add_only, or temporal (nothing is deleted, old memories are closed)."""
-        capacity: int | None = None
+        capacity: int | None = ranged(None, least=1)
         """Most live items; an ADD over it is rejected."""
 
     async def act(self, model: Session, *args: Any) -> MemoryBank:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.common.rmm_prompts import choose_messages
 from memfactory.engines.chat import Session
@@ -30,9 +31,9 @@ class RerankRetriever(NaiveRetriever):
 
         embedder: str | dict[str, Any] = "hashed"
         """A key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`."""
-        candidates: int = 20
+        candidates: int = ranged(20, least=1)
         """K: how many the model chooses from."""
-        max_tokens: int = 256
+        max_tokens: int = ranged(256, least=1)
         """Budget of the turn."""
         style: str = "json"
         """json, or lines for models too small for it."""

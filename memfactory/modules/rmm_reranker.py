@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.errors import ConfigError, MissingFileError
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.memory.embedders import CachedEmbedder, make_embedder
@@ -114,18 +115,14 @@ class RMMReranker(BaseModule):
 
         embedder: str | dict[str, Any] = "hashed"
         """A key of EMBEDDER_REGISTRY, or `{"type": key, option: value}`; it is never trained."""
-        candidates: int = 20
+        candidates: int = ranged(20, least=1)
         """K: how many the embedder fetches for each query; as many as are asked for, if these are more."""
-        tau: float = 0.5
+        tau: float = ranged(0.5, above=0)
         """Temperature of training: its logits are scores / tau. A ranking does not depend on it."""
         weights: str | None = None
         """Trained weights: a checkpoint's folder or a safetensors file. None: zeros, the retriever's order."""
-        rank: int | None = None
+        rank: int | None = ranged(None, least=1)
         """Rank of the maps; None: whole matrices, or what the weights have."""
-
-        def __post_init__(self) -> None:
-            if self.candidates < 1 or self.tau <= 0:
-                raise ConfigError(f"candidates={self.candidates} must be at least 1, and tau={self.tau} above 0.")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, device: str = "cuda", **kwargs: Any) -> None:
         super().__init__(tokenizer, device, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
 from memfactory.engines.chat import Session
 from memfactory.memory.bank import MemoryBank
@@ -39,7 +40,7 @@ class AppendUpdater(BaseModule):
     class Options:
         """What its ADDs do."""
 
-        capacity: int | None = None
+        capacity: int | None = ranged(None, least=1)
         """Most live items; an ADD over it is rejected."""
 
     async def act(self, model: Session, *args: Any) -> MemoryBank:

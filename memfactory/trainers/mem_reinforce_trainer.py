@@ -37,6 +37,7 @@ from memfactory.algorithms.plackett_luce import (
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import file_hash
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY, TRAINER_REGISTRY
 from memfactory.data.rerank import Citer, GoldCiter, RerankExample, load_rerank
 from memfactory.evaluation.statistics import Paired, clustered_mean, paired_difference
@@ -54,7 +55,7 @@ class ReinforceOptions:
 
     reranker: dict[str, Any] = field(default_factory=dict)
     """Options of the module: embedder, candidates (K), tau, rank, weights to start from."""
-    shown: int = 5
+    shown: int = ranged(5, least=1)
     """M: memories drawn for a question, and in a held-out check its best."""
     mode: str = "plackett_luce"
     """plackett_luce, paper_literal or independent_softmax."""
@@ -62,17 +63,15 @@ class ReinforceOptions:
     """fixed, ema (a running mean of the rewards) or leave_one_out (the question's other rewards)."""
     b: float = 0.5
     """The fixed baseline, and the running one's first value."""
-    ema_decay: float = 0.95
+    ema_decay: float = ranged(0.95, least=0, below=1)
     """How much of the running mean a step keeps."""
-    citer_noise: float = 0.0
+    citer_noise: float = ranged(0.0, least=0, most=1)
     """How likely the rule that cites the file's useful memories errs in training, for each memory."""
 
     def __post_init__(self) -> None:
         for name, value, known in (("mode", self.mode, MODES), ("baseline", self.baseline, BASELINES)):
             if value not in known:
                 raise unknown_name(name, value, known)
-        if self.shown < 1 or not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"shown={self.shown} must be at least 1, and ema_decay={self.ema_decay} in [0, 1).")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from memfactory.algorithms.credit import BY_QUESTION
 from memfactory.common.errors import ConfigError
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY, TASK_REGISTRY
 from memfactory.common.types import View
 from memfactory.envs.base import BaseEnv
@@ -45,13 +46,13 @@ class TaskEnv(BaseEnv):
         """A key of TASK_REGISTRY."""
         types: tuple[str, ...] = ()
         """Only questions of these types, by number or true name; empty: all."""
-        limit: int = 0
+        limit: int = ranged(0, least=0)
         """So many questions, the same part of every type; 0: all."""
-        shuffle_seed: int = 0
+        shuffle_seed: int = ranged(0, least=0)
         """Another seed is another part."""
         mask: str = ""
         """A file of known label errors: scores are given with and without the questions it names."""
-        session_words: int = 0
+        session_words: int = ranged(0, least=0)
         """Sessions longer than so many words are told in parts; 0: as they are."""
         instruction: str | None = None
         """Put behind each question; None: the task's own."""

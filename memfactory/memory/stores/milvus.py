@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.memory.embedders import Embedder, Vectors, kept_as
@@ -65,7 +66,7 @@ class MilvusStore(MemoryStore):
         """Vectors of one embedder; give another name for another embedder in the same place."""
         index: str = "FLAT"
         """Of a new collection: FLAT is exact; HNSW approximate, for a server where users have very many items."""
-        timeout: float = 10.0
+        timeout: float = ranged(10.0, above=0)
         """Seconds of one request with its retries, and of the wait for another writer."""
 
     def __init__(self, embedder: Embedder, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from memfactory.common.errors import ConfigError
+from memfactory.common.ranges import ranged
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.memory.bank import MemoryBank
@@ -56,9 +57,9 @@ class Neo4jOptions:
     password: str | None = None
     database: str | None = None
     """Of a server; None: its default."""
-    timeout: float = 15.0
+    timeout: float = ranged(15.0, above=0)
     """Seconds that a statement may take (more where it is about thousands), and that a write waits for other writers."""
-    expand: int = 0
+    expand: int = ranged(0, least=0)
     """Memories that a search appends to the k best: live ones that share an entity with one of them, those with the rarest
     first, with their own cosines."""
     heap: str = "512m"
