@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import DataError, MissingFileError
+from memfactory.common.guarded_json import loads
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +53,7 @@ def read_json(path: Path, hint: str = "") -> Any:
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     try:
-        return json.loads(_text(path))
+        return loads(_text(path))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
@@ -70,7 +71,7 @@ def numbered_jsonl(path: Path, hint: str = "") -> list[tuple[int, dict[str, Any]
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = loads(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
             if not isinstance(row, dict):

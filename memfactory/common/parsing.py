@@ -6,6 +6,7 @@ import re
 import string
 from collections import deque
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACED, _BOXED, _FBOX = (re.compile(rf"\\{name}", re.IGNORECASE) for name in ("boxed ", "boxed", "fbox"))
 
 
@@ -80,5 +81,5 @@ def normalize_squad(text: str, articles: str = "a|an|the") -> str:
 
     `articles`: a pattern of the words that do not count; LoCoMo's form leaves out `and` too.
     """
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = text.lower().translate(_NO_PUNCTUATION)
     return " ".join(re.sub(rf"\b({articles})\b", " ", text).split())

@@ -8,14 +8,13 @@ asked is in `judge_prompts`; `memfactory judge` measures what it accepts.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from memfactory.common.errors import ConfigError, InfrastructureError, ServerTimeout
+from memfactory.common.guarded_json import loads
 from memfactory.common.parsing import strip_thinking
 from memfactory.common.prompts import user
 from memfactory.common.types import Sampling
@@ -33,7 +32,7 @@ VERDICTS = {"correct": 1.0, "wrong": 0.0}
 READER = "verdict@1"
 """How replies are read: `verdict` below. A reader that reads otherwise gets another name."""
 
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+_FENCE = "```"
 _MOST = 2000
 """Characters of an answer without a box that are judged: its end."""
 
@@ -133,9 +132,9 @@ def verdict(text: str) -> float | None:
     visible = strip_thinking(text)
     if visible is None:
         return None
-    fenced = _FENCE.fullmatch(visible)
+    fenced = len(visible) >= 2 * len(_FENCE) and visible.startswith(_FENCE) and visible.endswith(_FENCE)
     try:
-        reply = json.loads(fenced.group(1) if fenced else visible, object_pairs_hook=_once)
+        reply = loads(visible[3:-3].removeprefix("json").strip() if fenced else visible, object_pairs_hook=_once)
     except ValueError:
         return None
     said = reply.get("verdict") if isinstance(reply, dict) else None

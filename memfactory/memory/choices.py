@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memfactory.common.parsing import strip_thinking
-from memfactory.memory.json_text import clean, json_values, parts
+from memfactory.memory.json_text import MAX_LENGTH, clean, json_values, parts
 
 OUT_OF_RANGE, REPEATED, NOT_A_NUMBER = "choice out of range", "repeated choice", "not a number"
 """Why an entry was left out: the keys of `Choices.problems`."""
@@ -21,9 +21,9 @@ OUT_OF_RANGE, REPEATED, NOT_A_NUMBER = "choice out of range", "repeated choice",
 _LIST = re.compile(r"\[([^\[\]{}]*)\]")
 _NUMBER = re.compile(r"-?[0-9]+")
 _LINE = re.compile(r"(?:^|\s)\.(?:\s|$)|\n")
-_NOTHING = re.compile(r"\s*none\s*\.?\s*", re.IGNORECASE)
-_MERGE = re.compile(r"^\W*Merge\(\s*(\d{1,9})\s*,\s*(.+?)\s*\)\W*$", re.IGNORECASE)
-_ADD = re.compile(r"^\W*Add\(\s*\)\W*$", re.IGNORECASE)
+_NOTHING = re.compile(r"none\s*\.?", re.IGNORECASE)
+_MERGE = re.compile(r"\W*Merge\(\s*(\d{1,9})\s*,", re.IGNORECASE)
+_ADD = re.compile(r"\W*Add\(\s*\)\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def parse_choices(text: str, shown: int) -> Choices:
         return Choices(readable=False)
     if lists := _LIST.findall(visible):
         return _checked([entry.strip().strip("\"'") for entry in lists[-1].split(",")] if lists[-1].strip() else [], shown)
-    if _NOTHING.fullmatch(visible):
+    if _NOTHING.fullmatch(visible.strip()):
         return Choices()
     lines = [words for line in _LINE.split(visible) if (words := line.split())]
     return _checked([words[-1] for words in lines], shown) if lines else Choices(readable=False)
@@ -111,14 +111,25 @@ def parse_merges(text: str, shown: int) -> tuple[list[tuple[int, str]], bool]:
         return [], False
     merges: dict[int, str] = {}
     readable = False
-    for line in visible.splitlines():
-        if match := _MERGE.match(line.strip()):
-            number, summary = int(match[1]), clean(match[2].strip("\"'"))
+    for line in visible.splitlines() if len(visible) <= MAX_LENGTH else ():
+        if (merge := _merge(line)) is not None:
+            number, summary = merge
             readable = True
             if number < shown and number not in merges and summary:
                 merges[number] = summary
-        readable = readable or bool(_ADD.match(line.strip()))
+        readable = readable or bool(_ADD.fullmatch(line.strip()))
     return list(merges.items()), readable
+
+
+def _merge(line: str) -> tuple[int, str] | None:
+    """(number, summary) of `Merge(number, summary)`, with anything but words around it; None of another line."""
+    head = _MERGE.match(line)
+    if head is None:
+        return None
+    rest = line[head.end() :]
+    words = next((at + 1 for at in range(len(rest) - 1, -1, -1) if rest[at].isalnum() or rest[at] == "_"), 0)
+    close = rest.find(")", max(words, 1))
+    return None if close < 0 else (int(head[1]), clean(rest[:close].strip().strip("\"'")))
 
 
 def numbered_turns(turns: Sequence[str]) -> str:

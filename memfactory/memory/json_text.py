@@ -6,7 +6,6 @@ given to it, what was cut off is cut back to the last whole element first, and t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,21 @@ from typing import Any
 
 import json_repair
 
+from memfactory.common.guarded_json import loads
+
 MAX_DEPTH = 64
 """Deeper nesting is no answer to any prompt, and would overrun the stack of a recursive reader."""
 MAX_STARTS = 32
-"""How many places of one text are tried: the work stays linear in its length."""
+"""How many places of one text are tried."""
+MAX_LENGTH = 1 << 16
+"""Characters. A longer answer is none: it is not searched for JSON, and its readers count it as `TOO_LONG`."""
+TOO_LONG = "too long"
+_MOST_SCANNED = 4
+"""How often a text is gone through at the most, whatever its braces: the work stays linear in its length."""
+_MOST_REPAIRED = 1 << 14
+"""Characters of one text that are repaired: that takes the square of their number."""
+_BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the library raises over texts that nobody thought of."""
 
 _START = re.compile(r"(\{\s*[\"'“}]|\[\s*[\[{\"'“\]])|\{\s*\w")
 """A container, or (no group) what may be one with bare keys, or a brace of prose."""
@@ -45,14 +55,17 @@ def parts(text: str) -> list[str]:
 
 def json_values(text: str) -> Iterator[Found]:
     """The containers of JSON in a text, from left to right; what stands inside a well-formed one is not given again."""
-    at = 0
+    at, scanned, room = 0, 0, _MOST_REPAIRED
     for _ in range(MAX_STARTS):
         match = _START.search(text, at)
-        if match is None:
+        if match is None or len(text) > MAX_LENGTH or scanned > _MOST_SCANNED * len(text):
             return
         start = match.start()
         end, whole = _end(text, start)
-        yield Found(_load(text[start:end]), not whole, whole and not text[:start].strip() and not text[end:].strip())
+        scanned += (end if whole else len(text)) - start
+        value, repaired = _load(text[start:end], room)
+        room -= repaired
+        yield Found(value, not whole, whole and not text[:start].strip() and not text[end:].strip())
         # After a container that was cut off there is nothing; a brace of prose may hold one.
         at = start + 1 if match.group(1) is None else end if whole else len(text)
 
@@ -69,15 +82,21 @@ def clean(text: str) -> str:
     return " ".join(text.split())
 
 
-def _load(span: str) -> Any:
-    """The span as the dict or list that it begins like, repaired if need be; None if it is neither."""
+def _load(span: str, room: int) -> tuple[Any, int]:
+    """(the span as the dict or list that it begins like, repaired if need be and it fits in `room`; None if it is neither, characters
+    that went into repair)."""
     if not span or _depth(span) > MAX_DEPTH:
-        return None
+        return None, 0
     try:
-        return json.loads(span)
+        return loads(span), 0
     except ValueError:
+        if len(span) > room:
+            return None, 0
+    try:
         value = json_repair.repair_json(span, return_objects=True, skip_json_loads=True)
-        return value if isinstance(value, dict if span[0] == "{" else list) else None
+    except _BROKEN:
+        value = None
+    return (value if isinstance(value, dict if span[0] == "{" else list) else None), len(span)
 
 
 def _depth(span: str) -> int:
@@ -109,6 +128,8 @@ def _end(text: str, start: int) -> tuple[int, bool]:
             quote = character
         elif character in "{[":
             stack.append(character)
+            if len(stack) > MAX_DEPTH:
+                return len(text), False
         elif character in "}]":
             opener = "{" if character == "}" else "["
             while stack and stack[-1] != opener:  # a bracket was forgotten

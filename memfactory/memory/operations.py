@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from memfactory.common.errors import ConfigError
+from memfactory.common.guarded_json import loads
 from memfactory.common.parsing import strip_thinking
 from memfactory.memory.items import Kind, MemoryOp
-from memfactory.memory.json_text import clean, json_values, looks_like_json, parts
+from memfactory.memory.json_text import MAX_LENGTH, TOO_LONG, clean, json_values, looks_like_json, parts
 
 UNCLOSED = "unclosed thought"
 NO_LIST = "no list"
@@ -46,7 +47,7 @@ _FACT_LIST_KEYS = ("facts", "memory_list", "memories", "memory", "extracted_memo
 _NO_IDS = ("", "new", "none", "null", "-")
 _LINE_END = re.compile(r"\n|(?:^|(?<=\s))\.(?=\s|$)")
 _LINE_ID = re.compile(r"new|#?\d+|\[\d+\]")
-_BULLET = re.compile(r"(?:[-*•]|\d+[.)])\s+")
+_BULLET = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
 _QUOTED = re.compile(r"^([\"'`])(.*)\1$")
 _NOTHING = re.compile(r"(?:none|nothing|no[ _](?:traits?|facts?|operations?))[\s.]*", re.IGNORECASE)
 
@@ -81,6 +82,8 @@ def parse_operations(text: str, facts: Sequence[str] = (), candidates: Mapping[s
     answer = strip_thinking(text)
     if answer is None:
         return Parsed((), Counter({UNCLOSED: 1}), False)
+    if len(answer) > MAX_LENGTH:
+        return Parsed((), Counter({TOO_LONG: 1}), False)
     entries, problems = _json_list(answer, _operation_list, _is_operation)
     if entries is None:
         return Parsed((), problems, False) if problems else _parse_lines(parts(answer)[0], facts)
@@ -105,6 +108,8 @@ def parse_facts(text: str) -> ParsedFacts:
     answer = strip_thinking(text)
     if answer is None:
         return ParsedFacts((), Counter({UNCLOSED: 1}), False)
+    if len(answer) > MAX_LENGTH:
+        return ParsedFacts((), Counter({TOO_LONG: 1}), False)
     entries, problems = _json_list(answer, _fact_list, lambda value: _text(value, _FACT_KEYS) != "")
     if entries is None:
         if problems or _is_json(answer) or looks_like_json(answer):
@@ -245,8 +250,8 @@ def _id(entry: Any) -> str | None:
 def _is_json(answer: str) -> bool:
     """True for `null`, numbers and the like: JSON, but no sentence."""
     try:
-        return not isinstance(json.loads(answer), str)
-    except (ValueError, RecursionError):
+        return not isinstance(loads(answer), str)
+    except ValueError:
         return False
 
 
