@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -95,6 +95,27 @@ def reply(content: Any, finish: Any = "stop", usage: Any = None) -> dict[str, An
 def says(body: Any, status: int = 200, kind: str = "application/json", **headers: str) -> Answer:
     """An answer that is the same whatever was asked; errors ask to be tried again at once."""
     return lambda handler, _: handler.send(body, status, kind, **({"retry-after-ms": "1"} if status >= 400 else {}), **headers)
+
+
+def unsupported(name: str) -> dict[str, Any]:
+    """What OpenAI's newer models say of a parameter."""
+    message = f"Unsupported parameter: '{name}' is not supported with this model."
+    if name == "max_tokens":
+        message += " Use 'max_completion_tokens' instead."
+    if name == "temperature":
+        message = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported."
+    code = "unsupported_value" if name == "temperature" else "unsupported_parameter"
+    return {"error": {"message": message, "type": "invalid_request_error", "param": name, "code": code}}
+
+
+def refuses(names: Sequence[str], content: str = "fine") -> Answer:
+    """A newer model: the first of these parameters that a request has is refused in OpenAI's words."""
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        wrong = next((name for name in names if name in body), None)
+        handler.send(reply(content)) if wrong is None else handler.send(unsupported(wrong), 400)
+
+    return answer
 
 
 def hangs_up(handler: Handler, body: dict[str, Any]) -> None:

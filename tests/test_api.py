@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import Server, breaks_off, hangs_up, reply, says, serving, stalls
+from openai_server import Server, breaks_off, hangs_up, refuses, reply, says, serving, stalls
 
 from memfactory.agents.build import local_models
 from memfactory.agents.memory_agent import MemoryAgent
-from memfactory.common.errors import ConfigError, InfrastructureError
+from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, Refused
 from memfactory.common.files import write_json
 from memfactory.common.types import Sampling, Turn
 from memfactory.engines.api import APIChat
@@ -338,6 +338,83 @@ def test_a_forbidden_key_is_refused_too(bad: Server) -> None:
     bad.always = says({"error": {"message": "no access"}}, 403)
     with pytest.raises(ConfigError, match="refused the key .*no access"):
         ask(client(bad))
+
+
+QUOTA = {"error": {"message": "You exceeded your current quota, please check your plan and billing details.", "type": "insufficient_quota",
+                   "param": None, "code": "insufficient_quota"}}  # fmt: skip
+WINDOW = {"error": {"message": "This model's maximum context length is 128000 tokens. However, your messages resulted in 200000 tokens.",
+                    "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded"}}  # fmt: skip
+POLICY = {"error": {"message": "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.",
+                    "code": "content_filter", "status": 400}}  # fmt: skip
+WRONG = {"error": {"message": "Invalid value: 'lw'. Supported values are: 'low' and 'high'.", "param": "reasoning_effort"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (429, QUOTA, ConfigError, "no quota left .*exceeded your current quota.*add credit"),
+        (402, {"error": {"message": "Insufficient Balance"}}, ConfigError, "no quota left .*Insufficient Balance"),
+        (400, WINDOW, PromptTooLong, "does not fit its window .*128000"),
+        (400, POLICY, Refused, "refused this prompt.*content management policy"),
+        (400, WRONG, ConfigError, "refused the request .*'lw'.*--api_options"),
+        (422, {"detail": [{"loc": ["body", "messages"], "msg": "Field required"}]}, ConfigError, "refused the request .*Field required"),
+        (413, {"error": {"message": "too large"}}, ConfigError, "too large"),
+        (405, "Method Not Allowed", ConfigError, "refused the request"),
+    ],
+)
+def test_what_is_refused_for_good_is_said_at_once_and_not_tried_again(
+    bad: Server, status: int, body: Any, kind: type[Exception], words: str
+) -> None:
+    bad.always = lambda handler, _: handler.send(body, status, x_should_retry="true", retry_after_ms="1")
+    chat = client(bad, max_retries=3)
+    with pytest.raises(kind, match=words) as error:
+        ask(chat)
+    assert type(error.value) is kind and len(bad.requests) == 1 and "rate_limited" not in chat.stats
+
+
+def test_a_refusal_after_answers_is_of_one_prompt(bad: Server) -> None:
+    bad.script.append(says(reply("fine")))
+    bad.always = says(WRONG, 400)
+    chat = client(bad)
+    ask(chat)
+    with pytest.raises(Refused, match="refused this prompt, and would again"):
+        ask(chat)
+
+
+NEWER = ("max_tokens", "temperature", "top_p", "seed")
+
+
+def test_a_newer_model_is_asked_as_it_wants_and_the_next_client_knows(bad: Server, caplog: pytest.LogCaptureFixture) -> None:
+    bad.always = refuses(NEWER)
+    with caplog.at_level(logging.WARNING):
+        assert ask(client(bad), Sampling(7, 0.0, 0.9)).text == "fine"
+    assert [sorted(set(NEWER) & set(r)) for r in bad.requests] == [
+        sorted(NEWER), ["seed", "temperature", "top_p"], ["seed", "top_p"], ["seed"], [],
+    ]  # fmt: skip
+    told = [r.getMessage().partition(" is asked without")[0].rpartition(" ")[0] for r in caplog.records]
+    assert told == [f"api:tiny at {bad.url} does not take {name}" for name in NEWER[1:]]
+    ask(client(bad), Sampling(7, 0.0))
+    assert len(bad.requests) == 6 and bad.requests[-1] == {"model": "tiny", "messages": ASK, "max_completion_tokens": 7}
+    ask(client(bad, name="api:older"))
+    assert "max_tokens" in bad.requests[6], "another model is another matter"
+
+
+def test_options_of_ones_own_win_are_part_of_the_name_and_are_never_dropped(bad: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad.always = says(reply("fine"))
+    own = {"reasoning_effort": "low", "max_completion_tokens": 99, "temperature": None}
+    monkeypatch.setenv("LLM_OPTIONS", json.dumps(own))
+    chat = client(bad)
+    ask(chat)
+    assert {k: v for k, v in bad.requests[0].items() if k not in ("model", "messages", "seed")} == {
+        "reasoning_effort": "low", "max_completion_tokens": 99,
+    }  # fmt: skip
+    assert str(chat) == f"api:tiny at {bad.url} with {json.dumps(own, sort_keys=True)}" and "with" not in str(client(bad, options={}))
+    bad.always = refuses(["reasoning_effort"])
+    with pytest.raises(ConfigError, match="'reasoning_effort' is not supported"):
+        ask(client(bad))
+    monkeypatch.setenv("LLM_OPTIONS", "low")
+    with pytest.raises(ConfigError, match="api_options 'low' is not JSON"):
+        client(bad)
 
 
 # Names and settings

@@ -290,6 +290,10 @@ def test_what_can_only_fail_again_ends_the_command(server: Server, no_settings: 
         client(server, api_key="wrong").embed(["a"])
     with pytest.raises(ConfigError, match="3 numbers, not 4. Set EMBEDDING_DIM"):
         client(server, dim=4).embed(["a"])
+    server.always = says({"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, 429)
+    with pytest.raises(ConfigError, match="no quota left .*Add credit"):
+        client(server, max_retries=3).embed(["a"])
+    assert len(server.requests) == 3, "waiting does not help"
     server.always = says({"error": {"message": "no such model"}}, 404)
     with pytest.raises(ConfigError, match="EMBEDDING_MODEL"):
         client(server).embed(["a"])

@@ -74,6 +74,32 @@ def test_the_published_table_has_an_average_only_where_every_set_is_there() -> N
     ]  # fmt: skip
 
 
+FAILED = {
+    "long": "PromptTooLong: A prompt of 9 tokens does not fit the model's 8 positions.",
+    "limit": "PromptTooLong: The answer prompt has 9 tokens, max_prompt_length is 8.",
+    "refused": "Refused: api:x failed: it refused this prompt, and would again (flagged).",
+    "server": "InfrastructureError: api:x failed: busy",
+}
+
+
+@pytest.mark.parametrize(
+    ("failed", "says", "again"),
+    [
+        (["long", "long"], "shorter chunks (--chunk_size)", False),
+        (["limit", "limit"], "raise max_prompt_length in --engine_options", False),
+        (["refused", "refused"], "leave it out, or ask another model", False),
+        (["server", "long"], "--chunk_size", True),
+        (["server", "server"], "Start again to make what is missing.", True),
+        (["long"], "--chunk_size", True),  # and one is not made yet
+    ],
+)
+def test_another_start_is_advised_only_where_it_can_help(failed: list[str], says: str, again: bool) -> None:
+    found = scores([[], []], [math.nan, math.nan])
+    made = [Attempt(f"facts/{at}", GREEDY, 0, "failed", None, error=FAILED[kind]) for at, kind in enumerate(failed)]
+    found = replace(found, attempts={attempt.key: attempt for attempt in made})
+    assert says in found.remedy and ("Start again" in found.remedy) == again, found.remedy
+
+
 # compare
 
 

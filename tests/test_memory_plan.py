@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import subprocess
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from memfactory.common.config import TrainConfig
+from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import MissingFileError, UserError
 from memfactory.trainers import memory_plan
 from memfactory.trainers.held import held_by
@@ -164,9 +166,43 @@ def test_the_plan_says_what_fits_why_and_what_to_pass() -> None:
     assert code == 0 and "It fits as given, with --engine_slots 39." in text and "48 slots of 7000 tokens wanted, 39 fit" in text
     assert "read by sampler and update" in text and "--lora_r 32 --gradient_checkpointing True" in text and "--moments 8bit" in text
     code, text = printed("--gpu", "24", *FLAGS, "--max_generate_length", "1024", "--max_prompt_length", "4096")
-    assert code == 0 and "It does not fit as given. Recommended (LoRA): --lora_r 32 --gradient_checkpointing True" in text
+    assert code == 0 and "It does not fit as given. Recommended: LoRA." in text
+    assert "--lora_r 32 --gradient_checkpointing True" in " ".join(command_of(text))
     code, text = printed("--gpu", "8", *FLAGS)
     assert code == 1 and "Nothing fits 8 GiB" in text
+
+
+def command_of(text: str) -> list[str]:
+    """The words of the printed command, as a shell takes them."""
+    lines = text[text.rindex("memfactory train" if "accelerate launch" not in text else "accelerate launch") :].splitlines()
+    assert all(len(line) <= 80 for line in lines) and all(line.endswith(" \\") for line in lines[:-1])
+    checked = subprocess.run(["bash", "-n", "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    return shlex.split(" ".join(line.removesuffix("\\") for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("words", "has", "has_not"),
+    [
+        # The user's scheme is kept: no way of training all weights is offered for LoRA, though one would fit.
+        (["80", *FLAGS, "--lora_r", "16"], {"lora_r": "16"}, {"moments", "offload_optimizer"}),
+        (["20", *FLAGS, "--lora_r", "16"], {"lora_r": "16", "gradient_checkpointing": "True"}, {"moments", "offload_optimizer"}),
+        (["44", *FLAGS, "--moments", "8bit"], {"moments": "8bit", "master_weights": "split"}, {"lora_r"}),
+        # Servers sample: nothing of the GPU goes to a cache.
+        (["80", *FLAGS, "--rollout_servers", "http://a:1", "http://b:1"], {"rollout_servers": "http://a:1", "engine_slots": "48"}, set()),
+        (["60", "--gpus", "8", *FLAGS], {"num_processes": "8", "parallel": "fsdp2", "config_file": "examples/scale/fsdp2.yaml"}, {"gpus"}),
+        (["80", *FLAGS, "--agent_options", '{"a": "b c"}', "--data_path", "my data/it's.json"],
+         {"agent_options": '{"a": "b c"}', "data_path": "my data/it's.json"}, set()),
+    ],
+)  # fmt: skip
+def test_the_plan_ends_with_the_command_to_copy(words: list[str], has: dict[str, str], has_not: set[str]) -> None:
+    code, text = printed("--gpu", *words)
+    made = command_of(text)
+    given = {word.removeprefix("--"): made[at + 1] for at, word in enumerate(made[:-1]) if word.startswith("--")}
+    assert code == 0 and len(given) == sum(word.startswith("--") for word in made), "each flag once"
+    assert given["model_name_or_path"] == "Qwen3-4B" and has.items() <= given.items() and not has_not & given.keys(), made
+    if "accelerate" not in made:
+        assert read_config(made[2:]).model_name_or_path == "Qwen3-4B"
 
 
 @pytest.mark.parametrize(

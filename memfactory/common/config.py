@@ -21,7 +21,7 @@ from memfactory.common.ranges import check_ranges
 ENGINE_GRAPHS = ("auto", "on", "off")
 DECODE_ATTENTIONS = ("auto", "model", "sdpa", "flash", "triton")
 
-_MAPPINGS = ("agent_options", "env_options", "roles", "trainer_options", "loss_options", "engine_options")
+_MAPPINGS = ("agent_options", "api_options", "env_options", "roles", "trainer_options", "loss_options", "engine_options")
 
 _CHOICES = {
     "master_weights": ("fp32", "split"),
@@ -53,6 +53,7 @@ class TrainConfig:
     env_options: str = option("{}", "Options of the env: JSON on the command line, a mapping in YAML.")
     trainer_options: str = option("{}", "Options of the trainer that no other has (mem_reinforce): JSON, or a mapping in YAML.")
     roles: str = option("{}", "Who answers each stage, {stage: policy | policy_nograd | reference | api:NAME}: JSON, or a mapping in YAML.")
+    api_options: str = option("{}", 'More of every request to models behind an API, as JSON, such as {"reasoning_effort": "low"}.')
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     # Rollout

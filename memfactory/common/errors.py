@@ -62,6 +62,10 @@ class StoreError(InfrastructureError):
     """A memory store's backend that is down, full, damaged or held by another process. Nothing falls back to another store."""
 
 
+class Refused(InfrastructureError):
+    """A server's refusal of this very request, which it would refuse again: not tried again, and not told to be."""
+
+
 class PromptTooLong(InfrastructureError):
     """A prompt that does not fit: the example is unusable under these limits, which is not the policy's doing."""
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
+from memfactory.common.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -16,6 +18,7 @@ class Settings:
     openai_api_key: str | None
     openai_base_url: str | None
     llm_model: str | None
+    llm_options: str | None
     swanlab_api_key: str | None
     embedding_api_key: str | None
     embedding_base_url: str | None
@@ -31,9 +34,15 @@ class Settings:
 
 def load_settings(path: Path | None = None) -> Settings:
     """Read `.env` (of the working directory, unless `path` is given) under the environment, which wins."""
-    load_dotenv(path or Path.cwd() / ".env", override=False)
+    file = path or Path.cwd() / ".env"
+    try:
+        load_dotenv(file, override=False)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     values: dict[str, str | int | None] = {}
     for name in Settings.__slots__:
         text = os.environ.get(name.upper(), "").strip() or None
+        if text and name == "embedding_dim" and not text.isdecimal():
+            raise ConfigError(f"EMBEDDING_DIM is {text!r}: it must be a whole number, such as 1024.")
         values[name] = int(text) if text and name == "embedding_dim" else text
     return Settings(**values)  # type: ignore[arg-type]

@@ -94,6 +94,7 @@ class EvalConfig:
     workers: int = option(0, "CPU processes at a time; 0: as many as there are cores for.", least=0)
     threads: int = option(0, "CPU threads of a worker; 0: the cores shared out.", least=0)
     engine_slots: int = option(192, "Most requests that decode together in a worker.", least=1)
+    api_options: str = option("{}", 'More of every request to a server, as JSON, such as {"reasoning_effort": "low"}.')
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     def __post_init__(self) -> None:

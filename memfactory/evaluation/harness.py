@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memfactory.agents.base import BaseAgent, Request
 from memfactory.algorithms.credit import BY_QUESTION, paid_stages
-from memfactory.common.errors import ConfigError
+from memfactory.common.errors import ConfigError, PromptTooLong, Refused
 from memfactory.common.types import RolloutGroup, Trajectory, predictions
 from memfactory.engines.chat import Models
 from memfactory.envs.base import BaseEnv
@@ -31,6 +31,15 @@ from memfactory.evaluation.statistics import Mean, clustered_mean
 
 SHOWN = 8
 """Of this many first examples the ledger keeps the greedy attempt's steps, for people to read."""
+
+_SHORTER = (
+    "A prompt past the model's window does not fit the next time either: shorter chunks (--chunk_size), answers (--max_generate_length) or "
+    "fewer shown memories (near, answer_from in --agent_options) make room, or a model with a longer window."
+)
+_ROOM = {
+    name: f"A prompt over {name} does not fit the next time either: raise {name} in --engine_options, or shorten prompts (--chunk_size)."
+    for name in ("max_prompt_length", "max_model_len")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,19 @@ class Scores:
         failed = sum(reasons.values())
         most = f" ({failed} failed and count as wrong, most often: {reasons.most_common(1)[0][0]})" if failed else ""
         return f"{self.coverage:.1%} of the attempts have a score{most}"
+
+    @property
+    def remedy(self) -> str:
+        """What gives the missing attempts a score: another start where the failure can pass, an option where it cannot."""
+        errors = [attempt.error or "unknown" for attempt in self.attempts.values() if attempt.status == "failed"]
+        long = [error for error in errors if error.startswith(PromptTooLong.__name__)]
+        refused = [error for error in errors if error.startswith(Refused.__name__)]
+        asked = {example for part in (self, self.abstention) if part for example in part.asked_in or part.examples}
+        unmade = len(self.attempts) < len(asked) * (self.k + 1)
+        advice = [next((text for word, text in _ROOM.items() if word in long[0]), _SHORTER)] if long else []
+        advice += ["A refused prompt is refused again: leave it out, or ask another model."] if refused else []
+        again = len(errors) > len(long) + len(refused) or unmade or not errors
+        return " ".join([*advice, *(["Start again to make what is missing."] if again else [])])
 
     @property
     def k(self) -> int:

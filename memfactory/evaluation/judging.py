@@ -53,6 +53,7 @@ class JudgeConfig:
     timeout: float = option(120.0, "Seconds that one try at the server may take.", above=0)
     retries: int = option(5, "Further tries where the server fails.", least=0)
     concurrency: int = option(64, "Requests to the server at a time.", least=1)
+    api_options: str = option("{}", 'More of every request to a server, as JSON, such as {"reasoning_effort": "low"}.')
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
     def __post_init__(self) -> None:

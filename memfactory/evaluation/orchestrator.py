@@ -97,7 +97,7 @@ def report_jobs(
     for job in done:
         scores.setdefault(job.model_name, {})[job.dataset] = load_scores(Path(job.folder))
     lost = [
-        f"{job.model_name} on {job.dataset}: {found.lost}. Start again to make what is missing."
+        f"{job.model_name} on {job.dataset}: {found.lost}. {found.remedy}"
         for job in done
         if (found := scores[job.model_name][job.dataset]).lost
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line, unknown_name
 from memfactory.common.files import read_json
+from memfactory.common.refusals import no_quota
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.version import install
@@ -171,7 +173,11 @@ class OpenAIEmbedder:
             )
         self.name = f"openai:{self.model}@{self.base_url or 'api.openai.com'}"
         self._batch_size = batch_size
-        self._client = openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries)
+        http = openai.DefaultHttpxClient(event_hooks={"response": [_not_again]}, timeout=timeout)
+        self._client = openai.OpenAI(
+            api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries, http_client=http
+        )
+        weakref.finalize(self, self._client.close)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Texts [n] -> [n, d]. Blank texts are not sent (servers refuse them): they are rows of zeros."""
@@ -199,6 +205,12 @@ class OpenAIEmbedder:
             raise ConfigError(
                 f"{self.name}: no such model or address ({in_one_line(error)}). Check EMBEDDING_MODEL and EMBEDDING_BASE_URL."
             ) from error
+        except openai.RateLimitError as error:
+            if no_quota(str(error)):
+                raise ConfigError(
+                    f"{self.name} has no quota left ({in_one_line(error)}). Add credit there, or name another model or key."
+                ) from error
+            raise InfrastructureError(f"{self.name} refused for its rate limit: {in_one_line(error)}") from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON, or one without data
             raise InfrastructureError(f"{self.name} failed: {in_one_line(error)}") from error
         data = getattr(reply, "data", None)
@@ -211,6 +223,12 @@ class OpenAIEmbedder:
                 f"{self.name} gives vectors of {len(rows[0])} numbers, not {self.dim}. Set EMBEDDING_DIM to what the model gives."
             )
         return rows
+
+
+def _not_again(response: Any) -> None:
+    """Tell the client not to repeat a request for which the account has no money."""
+    if response.status_code == 429 and no_quota(response.read().decode(errors="replace")):
+        response.headers["x-should-retry"] = "false"
 
 
 def _is_vector(row: Any) -> bool:

@@ -62,6 +62,7 @@ class ChatConfig:
     roles: str = option("{}", "Who answers each stage, {stage: policy | reference | api:NAME}, as JSON.")
     reference: str | None = option(None, "The model of the role reference.")
     tokenizer: str | None = option(None, "Tokenizer that cuts texts into chunks for a model behind an API.")
+    api_options: str = option("{}", 'More of every request to a server, as JSON, such as {"reasoning_effort": "low"}.')
     plugins: list[str] = option([], "Python files or modules that register your own parts.", "--import")
 
 

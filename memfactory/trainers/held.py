@@ -57,8 +57,8 @@ class Held:
 PLAIN = Held("fp32", "fp32", False, "fp32", "copy")
 
 
-def held_by(config: TrainConfig, on_gpu: bool, parameters: int) -> Held:
-    """What the configuration says, and for what it leaves open what suits a model of so many parameters."""
+def held_by(config: TrainConfig, on_gpu: bool, parameters: int, processes: int | None = None) -> Held:
+    """What the configuration says, and for what it leaves open what suits a model of so many parameters in so many processes."""
     lora, adamw, large = config.lora_r > 0, config.optimizer == "adamw", on_gpu and parameters >= LARGE
     if lora and config.master_weights == "split":
         raise ConfigError("--master_weights split is for training all weights; with --lora_r the adapters are fp32 already. Leave one out.")
@@ -70,7 +70,7 @@ def held_by(config: TrainConfig, on_gpu: bool, parameters: int) -> Held:
             f"--reference {config.reference} can compute log-probs but not answer turns while the policy answers others, and roles names "
             "the reference. Use --reference copy."
         )
-    alone = world_size() == 1  # shards of split weights have not been tried
+    alone = (processes or world_size()) == 1  # shards of split weights have not been tried
     master = "lora" if lora else config.master_weights or ("split" if on_gpu and adamw and alone else "fp32")
     return Held(
         master,

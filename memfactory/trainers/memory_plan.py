@@ -79,10 +79,13 @@ def bytes_per_parameter(held: Held, optimizer: str = "adamw") -> dict[str, float
     return weights | {f"{optimizer}'s moments ({kind})": moments, f"gradients ({held.gradients})": gradients}
 
 
-def plan_memory(config: TrainConfig, bf16: bool, on_gpu: bool = False, shape: Shape | None = None) -> MemoryPlan:
-    """The plan for a run of `mem_grpo`; `bf16`: arithmetic in bf16. `on_gpu` decides the defaults that a configuration leaves open."""
+def plan_memory(config: TrainConfig, bf16: bool, on_gpu: bool = False, shape: Shape | None = None, gpus: int | None = None) -> MemoryPlan:
+    """The plan for a run of `mem_grpo`; `bf16`: arithmetic in bf16. `on_gpu` decides the defaults that a configuration leaves open.
+
+    `gpus`: on so many, each with a process; the plan is one's. None: as many as there are processes, each as if it were alone.
+    """
     shape = shape or shape_of(required_model(config))
-    held = held_by(config, on_gpu, shape.parameters)
+    held = held_by(config, on_gpu, shape.parameters, gpus)
     lora = held.master_weights == "lora"
     trained = shape.adapters(config.lora_r, tuple(config.lora_targets)) if lora else shape.parameters
     resident = {name: trained * size for name, size in bytes_per_parameter(held, config.optimizer).items()}
@@ -102,7 +105,12 @@ def plan_memory(config: TrainConfig, bf16: bool, on_gpu: bool = False, shape: Sh
     slot = GROWTH * shape.cache_bytes(wide) * (prompt + sampled)
     tokens = max(config.tokens_per_micro_batch, prompt + sampled)  # a longer row goes alone
     update |= {"activations": tokens * _kept(config, shape, wide, casts), "logits": _logits(config, shape, tokens, wide, lora)} | casts
-    rollout = {CACHE: slot * slots_wanted(config)} | casts
+    rollout = {CACHE: slot * slots_wanted(config, gpus or 1)} | casts
+    if config.rollout_servers:  # they sample: nothing is decoded here
+        rollout = {}
+    if gpus and gpus > 1 and config.parallel == "fsdp2":  # weights and moments in shards; a whole copy samples, or is written
+        resident = {name: size if name == "reference" else size / gpus for name, size in resident.items()}
+        rollout["weights, whole"] = shape.parameters * 4.0
     return MemoryPlan(_in_gib(resident), _in_gib(rollout), _in_gib(update), _in_gib(host), slot / GIB)
 
 
@@ -112,9 +120,10 @@ def lengths(config: TrainConfig) -> tuple[int, int]:
     return config.max_prompt_length or (config.chunk_size or 5000) + sampled + 512, sampled
 
 
-def slots_wanted(config: TrainConfig) -> int:
-    """Requests that decode together where memory does not end it."""
-    return min(config.engine_slots, config.examples_per_step * config.num_generations)
+def slots_wanted(config: TrainConfig, gpus: int = 1) -> int:
+    """Requests that decode together on a GPU where memory does not end it; none where servers sample."""
+    attempts = -(-config.examples_per_step // gpus) * config.num_generations
+    return 0 if config.rollout_servers else min(config.engine_slots, attempts)
 
 
 def _in_gib(parts: dict[str, float]) -> dict[str, float]:

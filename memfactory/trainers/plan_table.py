@@ -5,6 +5,8 @@ Knows no trainer: everything is arithmetic on a configuration and a model's shap
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +24,14 @@ from memfactory.trainers.setup import required_model
 USABLE = 0.94
 """Of a GPU's memory: the rest is CUDA's own and what allocating in pieces wastes."""
 
-USAGE = "memfactory plan --model PATH_OR_NAME --gpu GIB [CONFIG.yaml] [training flags]     such as --gpu 80, or 24, 40, 141"
+USAGE = """memfactory plan --model PATH_OR_NAME --gpu GIB [--gpus N] [CONFIG.yaml] [training flags]
+
+  --model   a folder, or a known name such as Qwen3-4B
+  --gpu     GiB of a GPU, such as 24, 40, 80 or 141
+  --gpus    how many there are, each with a process (default 1)
+
+What the flags say of how weights are held (--lora_r, --master_weights, ...)
+is kept. It ends with the command to copy."""
 
 SCHEMES: dict[str, dict[str, object]] = {
     "fp32 weights": {"master_weights": "fp32", "moments": "fp32"},
@@ -31,9 +40,16 @@ SCHEMES: dict[str, dict[str, object]] = {
     "the same, state on the CPU": {"master_weights": "split", "moments": "8bit", "offload_optimizer": True},
     "LoRA": {"lora_r": 32},
 }
-"""Ways to hold the weights, from the plainest to the smallest: what is set over a configuration without such options."""
+"""Ways to hold the weights, from the plainest to the smallest: what is set over what a configuration leaves open."""
 
-_PLAIN: dict[str, object] = {"master_weights": None, "moments": None, "offload_optimizer": False, "lora_r": 0, "reference": None}
+_SHARDED: dict[str, dict[str, object]] = {
+    "a whole model on each GPU": {"parallel": "ddp", "master_weights": "fp32", "moments": "fp32"},
+    "shards": {"parallel": "fsdp2", "master_weights": "fp32", "moments": "fp32"},
+    "LoRA": {"parallel": "ddp", "lora_r": 32},
+}
+"""The same for several GPUs: docs/scaling.md says what has been tried there."""
+
+_PLAIN: dict[str, object] = {"master_weights": None, "moments": None, "offload_optimizer": False, "lora_r": 0}
 
 _WHY = {
     "weights (fp32)": "masters, which the sampler reads too",
@@ -64,6 +80,7 @@ class Option:
     """Requests that decode together in what the GPU has."""
     room: float
     """GiB that can be used."""
+    gpus: int = 1
 
     @property
     def update(self) -> float:
@@ -73,28 +90,30 @@ class Option:
     @property
     def fits(self) -> bool:
         """True if the update has room, and the rollout for a useful number of slots."""
-        return self.update <= self.room and self.slots >= min(MIN_SLOTS, slots_wanted(self.config))
+        return self.update <= self.room and self.slots >= min(MIN_SLOTS, slots_wanted(self.config, self.gpus))
 
 
 def plan(arguments: Sequence[str], console: Console, read: Callable[[Sequence[str]], TrainConfig] = read_config) -> int:
     """Print the tables; 1 if nothing fits. `read` makes a configuration of training flags."""
-    model, gpu, rest = _taken(arguments)
+    model, gpu, gpus, rest = _taken(arguments)
     config = read(rest)
     config.model_name_or_path = model or config.model_name_or_path
     shape = shape_of(required_model(config))
-    given = _option("as given", config, shape, gpu)
-    options = list(_options(config, shape, gpu))
+    given = _option("as given", config, shape, gpu, gpus)
+    options = list(_options(config, shape, gpu, gpus))
     best = given if given.fits else next((option for option in options if option.fits), None)
     console.print(_parts(given, shape, gpu))
     console.print(_schemes([given, *_shown(options)], shape))
-    console.print(_verdict(given, best, shape, gpu), highlight=False, soft_wrap=True)
+    console.print(_verdict(given, best, gpu), highlight=False, soft_wrap=True)
+    if best is not None:
+        console.print(command(best, shape, rest, changed=best is not given), highlight=False, soft_wrap=True, markup=False)
     return 0 if best is not None else 1
 
 
-def _taken(arguments: Sequence[str]) -> tuple[str | None, float, list[str]]:
-    """The model, the GPU's GiB, and the words that are training flags."""
+def _taken(arguments: Sequence[str]) -> tuple[str | None, float, int, list[str]]:
+    """The model, a GPU's GiB, how many GPUs, and the words that are training flags."""
     words, taken = list(arguments), dict[str, str]()
-    for name in ("--model", "--gpu"):
+    for name in ("--model", "--gpu", "--gpus"):
         if name in words[:-1]:
             at = words.index(name)
             taken[name] = words[at + 1]
@@ -105,25 +124,37 @@ def _taken(arguments: Sequence[str]) -> tuple[str | None, float, list[str]]:
         gpu = float(taken["--gpu"])
     except ValueError as error:
         raise ConfigError(f"--gpu {taken['--gpu']} is not a number of GiB, such as 24, 40, 80 or 141.") from error
-    if gpu <= 0:
+    if not 0 < gpu < math.inf:
         raise ConfigError(f"--gpu {taken['--gpu']}: must be above 0.")
-    return taken.get("--model"), gpu, words
+    gpus = taken.get("--gpus", "1")
+    if not gpus.isdecimal() or int(gpus) < 1:
+        raise ConfigError(f"--gpus {gpus}: must be a whole number, at least 1.")
+    return taken.get("--model"), gpu, int(gpus), words
 
 
-def _option(name: str, config: TrainConfig, shape: Shape, gpu: float) -> Option:
-    made = plan_memory(config, config.bf16 is not False, on_gpu=True, shape=shape)
-    wanted, room = slots_wanted(config), USABLE * gpu
-    return Option(name, config, made, min(wanted, made.slots_in(room)), room)
+def _option(name: str, config: TrainConfig, shape: Shape, gpu: float, gpus: int) -> Option:
+    made = plan_memory(config, config.bf16 is not False, on_gpu=True, shape=shape, gpus=gpus)
+    wanted, room = slots_wanted(config, gpus), USABLE * gpu
+    return Option(name, config, made, min(wanted, made.slots_in(room)), room, gpus)
 
 
-def _options(config: TrainConfig, shape: Shape, gpu: float) -> Iterator[Option]:
-    """Every scheme as given, then with checkpointing, then with micro-batches of one row: the first that fits costs least."""
+def _options(config: TrainConfig, shape: Shape, gpu: float, gpus: int) -> Iterator[Option]:
+    """Every scheme that goes with what was given, then with checkpointing, then with micro-batches of one row: the first that fits costs
+    least."""
     row = sum(lengths(config))
-    for name, scheme in SCHEMES.items():
+    # What the user said of it stays: LoRA is not exchanged for training all weights, nor moments in fp32 for 8-bit ones.
+    said = {name: value for name, plain in _PLAIN.items() if (value := getattr(config, name)) != plain}
+    said |= {"parallel": config.parallel} if config.parallel != "auto" else {}
+    for name, scheme in (SCHEMES if gpus == 1 else _SHARDED).items():
+        other = any(scheme.get(key, value) != value for key, value in said.items() if key != "lora_r")
+        only_adamw = config.optimizer != "adamw" and scheme.get("master_weights") != "fp32"
+        if other or only_adamw or ("lora_r" in said and "lora_r" not in scheme):
+            continue
+        scheme = scheme | said
         for help_with in ({}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "tokens_per_micro_batch": row}):
-            changed: dict[str, object] = {**_PLAIN, "optimizer": "adamw", **scheme, **help_with}
+            changed: dict[str, object] = {**_PLAIN, **scheme, **help_with}
             tried = replace(config, **changed)  # type: ignore[arg-type]
-            yield _option(name, tried, shape, gpu)
+            yield _option(name, tried, shape, gpu, gpus)
 
 
 def _shown(options: list[Option]) -> list[Option]:
@@ -136,8 +167,9 @@ def _shown(options: list[Option]) -> list[Option]:
 
 def _parts(option: Option, shape: Shape, gpu: float) -> Table:
     """What the given configuration needs, part by part."""
+    many = f"each of {option.gpus} x " if option.gpus > 1 else ""
     table = Table(
-        title=f"{shape.parameters / 1e9:.2f} B parameters on {gpu:g} GiB ({option.room:.1f} usable), as given", title_justify="left"
+        title=f"{shape.parameters / 1e9:.2f} B parameters on {many}{gpu:g} GiB ({option.room:.1f} usable), as given", title_justify="left"
     )
     table.add_column("part")
     table.add_column("GiB", justify="right")
@@ -149,7 +181,8 @@ def _parts(option: Option, shape: Shape, gpu: float) -> Table:
             table.add_row(name, f"{gib:.1f}", when, _why(name, option))
     table.add_section()
     prompt, sampled = lengths(config)
-    cache = f"{slots_wanted(config)} slots of {prompt + sampled} tokens wanted, {option.slots} fit"
+    wanted = slots_wanted(config, option.gpus)
+    cache = f"{wanted} slots of {prompt + sampled} tokens wanted, {option.slots} fit" if wanted else "on the servers"
     table.add_row("peak of the rollout", f"{plan.stays + sum(plan.rollout.values()):.1f}", "", cache)
     table.add_row("peak of the update", f"{option.update:.1f}", "", "fits" if option.update <= option.room else "does NOT fit")
     return table
@@ -173,10 +206,11 @@ def _schemes(options: list[Option], shape: Shape) -> Table:
     for name in ("scheme", "bytes/param", "always", "update", "slots", "fits", "flags"):
         table.add_column(name, justify="left" if name in ("scheme", "flags") else "right", overflow="fold")
     for option in options:
-        held = held_by(option.config, True, shape.parameters)
+        held = held_by(option.config, True, shape.parameters, option.gpus)
+        shown = " ".join(f"--{name} {value}" for name, value in flags(option.config, held).items())
         table.add_row(
             option.name, f"{_bytes(held, option, shape):.1f}", f"{option.plan.stays:.1f}", f"{option.update:.1f}", str(option.slots),
-            "[green]yes[/]" if option.fits else "[red]no[/]", escape(flags(option.config, held)),
+            "[green]yes[/]" if option.fits else "[red]no[/]", escape(shown),
         )  # fmt: skip
     return table
 
@@ -188,9 +222,9 @@ def _bytes(held: Held, option: Option, shape: Shape) -> float:
     return sum(gib.get(name, 0.0) for name in names) * 2**30 / shape.parameters
 
 
-def flags(config: TrainConfig, held: Held) -> str:
+def flags(config: TrainConfig, held: Held) -> dict[str, object]:
     """The flags that say how the weights are held, defaults of a GPU spelt out where they matter."""
-    said = {
+    said: dict[str, object] = {
         "lora_r": config.lora_r or None,
         "master_weights": held.master_weights if held.master_weights != "lora" else None,
         "moments": held.moments if held.moments != "fp32" else None,
@@ -199,16 +233,41 @@ def flags(config: TrainConfig, held: Held) -> str:
         "tokens_per_micro_batch": config.tokens_per_micro_batch,
         "reference": held.reference if config.beta > 0 else None,
     }
-    return " ".join(f"--{name} {value}" for name, value in said.items() if value is not None)
+    return {name: value for name, value in said.items() if value is not None}
 
 
-def _verdict(given: Option, best: Option | None, shape: Shape, gpu: float) -> str:
-    """What to do."""
+def _verdict(given: Option, best: Option | None, gpu: float) -> str:
+    """What to do, above the command that does it."""
     if best is None:
         return f"Nothing fits {gpu:g} GiB at these lengths. What is left: a shorter --max_generate_length or --chunk_size, a smaller model."
     if best is given:
-        wanted = slots_wanted(given.config)
-        more = f", with --engine_slots {given.slots}" if given.slots < wanted else ""
-        return f"It fits as given{more}."
-    chosen = flags(best.config, held_by(best.config, True, shape.parameters))
-    return f"It does not fit as given. Recommended ({best.name}): {chosen} --engine_slots {best.slots}"
+        fewer = given.slots < slots_wanted(given.config, given.gpus)
+        return f"It fits as given{f', with --engine_slots {given.slots}' if fewer else ''}."
+    return f"It does not fit as given. Recommended: {best.name}."
+
+
+_WIDTH = 80
+
+
+def command(option: Option, shape: Shape, words: Sequence[str], changed: bool) -> str:
+    """The command that trains so: the user's own `words`, with the option's flags for theirs, in lines of at most 80 columns."""
+    config = option.config
+    own = flags(config, held_by(config, True, shape.parameters, option.gpus)) if changed else {}
+    own |= {"model_name_or_path": config.model_name_or_path, "data_path": config.data_path or "DATA.json"}
+    own |= {"engine_slots": option.slots} if option.slots < slots_wanted(config, option.gpus) else {}
+    own |= {"parallel": config.parallel} if option.gpus > 1 else {}
+    start = ["memfactory train"]
+    if option.gpus > 1:
+        file = f"examples/scale/{'fsdp2' if config.parallel == 'fsdp2' else 'ddp'}.yaml"
+        start = ["accelerate launch", f"--config_file {file}", f"--num_processes {option.gpus}", "examples/train_mem_grpo.py"]
+    kept: list[list[str]] = [[]]
+    for word in words:
+        kept += [[word]] if word.startswith("--") else []
+        kept[-1] += [] if word.startswith("--") else [word]
+    groups = [shlex.join(group) for group in kept if group and group[0].removeprefix("--") not in own]
+    lines = [""]
+    for group in [*start, *groups, *(f"--{name} {shlex.quote(str(value))}" for name, value in own.items())]:
+        if lines[-1].strip() and len(lines[-1]) + len(group) + 3 > _WIDTH:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {group}" if lines[-1] else group
+    return " \\\n".join(lines)

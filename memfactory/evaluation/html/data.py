@@ -47,7 +47,7 @@ def _judged(folder: Path, results: Sequence[Row]) -> list[Row]:
 
 
 def _is_of(note: str, row: Row) -> bool:
-    return note.startswith(f"{row['model']} on {row['dataset']}:") and "Start again" in note
+    return note.startswith(f"{row['model']} on {row['dataset']}:") and "of the attempts have a score" in note
 
 
 def _scored(row: Row) -> Row:
