@@ -27,6 +27,7 @@ from memfactory.common.types import RolloutGroup, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import Models, Session
+from memfactory.engines.prompt import cut
 from memfactory.memory.items import MemoryItem
 
 T = TypeVar("T")
@@ -328,14 +329,7 @@ class BaseAgent(Usable):
                 f"{type(self).__name__} cuts text at token offsets and needs a fast tokenizer (tokenizer.json); "
                 "for a model behind an API give one: --tokenizer FOLDER."
             )
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        # Tokens of one character (bytes) share its offsets: a border inside it moves on to where the next character begins.
-        starts = [0]
-        for at in range(size, len(offsets), size):
-            border = offsets[at][0] if offsets[at][0] >= offsets[at - 1][1] else offsets[at][1]
-            starts.append(max(border, starts[-1]))
-        pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-        return [piece for piece in pieces if piece]
+        return cut(self.tokenizer, text, size)
 
 
 async def _all(coroutines: list[Coroutine[Any, Any, T]]) -> list[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,9 @@ from typing import Any
 
 from memfactory.common.errors import DataError, MissingFileError
 from memfactory.common.guarded_json import loads
+from memfactory.common.text import ESCAPED_HALF, mend_value
+
+log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,7 +57,7 @@ def read_json(path: Path, hint: str = "") -> Any:
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     try:
-        return loads(_text(path))
+        return _mended(path, text := _text(path), loads(text))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
@@ -68,7 +72,8 @@ def numbered_jsonl(path: Path, hint: str = "") -> list[tuple[int, dict[str, Any]
     if not path.is_file():
         raise MissingFileError(f"No such file: {path}.{' ' + hint if hint else ''}")
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    text = _text(path)
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = loads(line)
@@ -77,7 +82,18 @@ def numbered_jsonl(path: Path, hint: str = "") -> list[tuple[int, dict[str, Any]
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected an object, got {line.strip():.60}.")
             rows.append((number, row))
-    return rows
+    kept: list[dict[str, Any]] = _mended(path, text, [row for _, row in rows])
+    return list(zip([number for number, _ in rows], kept, strict=True))
+
+
+def _mended(path: Path, text: str, value: Any) -> Any:
+    """The value that the text holds; half characters in it (JSON can write them) are mended, and said."""
+    if not ESCAPED_HALF.search(text):
+        return value
+    value, broken = mend_value(value)
+    if broken:
+        log.warning("%s: %d half characters (lone surrogates) in its texts; each is read as U+FFFD.", path, broken)
+    return value
 
 
 def _text(path: Path) -> str:

@@ -89,6 +89,16 @@ class Retrieved:
     """Of each memory: the ids of the turns it comes from, or the dates of the sessions it was written in; {} if neither is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Something that was said or written and not taken over. Example: Dropped("extraction", "I'm sorry, ...", "no list")"""
+
+    stage: str
+    """Who wrote it: a stage, or "told" for what an application told."""
+    what: str
+    why: str
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One attempt at one example: the turns in the order they were asked, and what came of them."""
@@ -110,6 +120,8 @@ class Trajectory:
     """By a question's number the memories before the model when it answered, where the agent says so; for people to read."""
     retrieved: dict[int, Retrieved] = field(default_factory=dict)
     """Where the memories come from that were retrieved for each question, by its number."""
+    dropped: list[Dropped] = field(default_factory=list)
+    """What could not be read, or was not taken over, and why; for people to read."""
     error: str | None = None
     """An infrastructure failure, or None. A trajectory with an error is left out, not scored."""
 

@@ -20,6 +20,7 @@ from memfactory.common.flags import mapping_of
 from memfactory.common.refusals import for_good, no_quota, refused_parameter, too_long, withheld, without
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
+from memfactory.common.text import mend
 from memfactory.common.types import Finish, Messages, Sampling, Turn
 from memfactory.engines.base import run, seed_of
 
@@ -193,7 +194,10 @@ class APIChat:
         if reason == "content_filter":
             self.stats["failures"] += 1
             raise InfrastructureError(f"{self} withheld its answer (content_filter).")
-        whole = (text or "").encode(errors="replace").decode()  # half a surrogate pair (JSON allows it) is no text
+        whole, broken = mend(text or "")  # JSON allows half a character
+        if broken:
+            self.stats["mended_characters"] += broken
+            log.warning("%s answered with %d half characters (lone surrogates); each is read as U+FFFD.", self, broken)
         return whole, "length" if reason == "length" else "stop"
 
 

@@ -14,8 +14,13 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.errors import ConfigError, PromptTooLong, unknown_name
-from memfactory.common.types import Messages, Sampling, Trajectory, Turn
+from memfactory.common.text import mend
+from memfactory.common.types import Dropped, Messages, Sampling, Trajectory, Turn
 from memfactory.engines.base import Engine
+from memfactory.engines.prompt import encode_messages
+
+MENDED = "mended_characters"
+"""In a report: half characters (lone surrogates) that became U+FFFD on their way to or from a model."""
 
 BRANCH = 1 << 32
 """Added to a branch's number in its streams: no turn has so high a number."""
@@ -43,10 +48,7 @@ class LocalChat:
         """The prompt's token ids under the model's chat template, thinking switched off where the template can."""
         if not self.tokenizer.chat_template:
             raise ConfigError("This tokenizer has no chat template. Use an instruction-tuned checkpoint, or set tokenizer.chat_template.")
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
-        )
-        return tuple(ids)
+        return encode_messages(self.tokenizer, messages)
 
     def _inside_thought(self, prompt: tuple[int, ...]) -> bool:
         if "<think>" not in str(self.tokenizer.chat_template):
@@ -146,15 +148,25 @@ class Session:
         sampling = replace(self.sampling, max_tokens=max_tokens, stream=(*self.stream, at), temperature=warm)
         turns.append(Turn(stage, (), (), (), "", "stop", trainable=False))  # holds the place while others are asked
         asked = time.perf_counter()
-        turn = await self.models.chats[role].chat(messages, stage, sampling)
+        turn = await self.models.chats[role].chat(self._mended(messages), stage, sampling)
         seconds = time.perf_counter() - asked
-        turn = replace(turn, trainable=role == "policy" and self.training, question=self.question, seconds=seconds)
+        text, broken = mend(turn.text)
+        if broken:
+            self.count(MENDED, broken)
+        turn = replace(turn, text=text, trainable=role == "policy" and self.training, question=self.question, seconds=seconds)
         turns[at] = turn
         if all(later.stage != stage for later in turns[at + 1 :]):  # the last one asked, not the last one answered
             self.trajectory.outputs[stage] = turn.text
         if turn.finish == "length":
             self.count(f"truncated_{stage}")
         return turn
+
+    def _mended(self, messages: Messages) -> Messages:
+        """The messages as any tokenizer and server takes them; how many half characters they held is counted."""
+        mended = [{name: mend(text) for name, text in message.items()} for message in messages]
+        if broken := sum(number for message in mended for _, number in message.values()):
+            self.count(MENDED, broken)
+        return [{name: text for name, (text, _) in message.items()} for message in mended]
 
     def branch(self, number: int) -> Session:
         """A line for one question among several: its own record and random streams."""
@@ -169,12 +181,17 @@ class Session:
         if branch.question is not None:
             mine.question_reports[branch.question] = other.report
         mine.steps += other.steps
+        mine.dropped += other.dropped
         mine.given |= other.given
         mine.retrieved |= other.retrieved
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to the trajectory's report."""
         self.trajectory.report[what] += number
+
+    def drop(self, stage: str, what: str, why: str) -> None:
+        """Keep what was written and not taken over, and why, for people to read."""
+        self.trajectory.dropped.append(Dropped(stage, what, why))
 
     def note(self, event: Any, memory: Any) -> None:
         """Keep an event and the memory after it, for people to read."""

@@ -14,6 +14,7 @@ from typing import Any
 import json_repair
 
 from memfactory.common.guarded_json import loads
+from memfactory.common.text import mend
 
 MAX_DEPTH = 64
 """Deeper nesting is no answer to any prompt, and would overrun the stack of a recursive reader."""
@@ -32,7 +33,6 @@ _BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, Recursi
 _START = re.compile(r"(\{\s*[\"'“}]|\[\s*[\[{\"'“\]])|\{\s*\w")
 """A container, or (no group) what may be one with bare keys, or a brace of prose."""
 _FENCE = re.compile(r"```[^\n`]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,7 @@ def looks_like_json(text: str) -> bool:
 
 def clean(text: str) -> str:
     """One line that any encoder takes: white space is single spaces; half a surrogate pair (`"\\ud800"` in JSON) becomes U+FFFD."""
-    if _SURROGATE.search(text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return " ".join(text.split())
+    return " ".join(mend(text)[0].split())
 
 
 def _load(span: str, room: int) -> tuple[Any, int]:

@@ -15,6 +15,7 @@ from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError
 from memfactory.common.files import numbered_jsonl
 from memfactory.common.registry import TRAINER_REGISTRY
+from memfactory.engines.prompt import encode_messages, encode_plain
 from memfactory.trainers.base import BaseTrainer
 
 
@@ -60,8 +61,6 @@ class MemSFTTrainer(BaseTrainer):
         return {"loss": total, "grad_norm": norm, "lr": lr, "tokens": sum(map(len, samples))}
 
     def _sample(self, row: dict[str, Any], number: int) -> Sample:
-        prompt: Any = self.tokenizer.apply_chat_template(
-            row["messages"], add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
-        )
-        response = [*self.tokenizer(row["response"], add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        return Sample(tuple(prompt), tuple(response), (0.0,) * len(response), 1.0, number, 0)
+        prompt = encode_messages(self.tokenizer, row["messages"])
+        response = [*encode_plain(self.tokenizer, row["response"]), self.tokenizer.eos_token_id]
+        return Sample(prompt, tuple(response), (0.0,) * len(response), 1.0, number, 0)
