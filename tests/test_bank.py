@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
+from datetime import date, datetime, timezone
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,12 +20,14 @@ from memfactory.memory.bank import (
     FULL,
     ID_IN_USE,
     NO_TEXT,
+    OLD_NEWS,
     OTHER_OWNER,
     UNKNOWN_ID,
     WRITE_POLICIES,
     MemoryBank,
     diff,
 )
+from memfactory.memory.dates import earlier
 from memfactory.memory.items import MemoryItem, MemoryOp
 
 ADD, UPDATE, DEL, NONE = (lambda *a, kind=kind: MemoryOp(kind, *a) for kind in ("ADD", "UPDATE", "DEL", "NONE"))
@@ -221,7 +225,9 @@ def test_invariants_hold_whatever_is_asked(start: MemoryBank, edits: list, ops: 
     named = {op.id for op in ops if op.kind == "ADD"}
     assert not {item.id for item in bank.deleted} & {item.id for item in after} - named, "tombstones stay dead"
     changed = {op.id for op in applied.applied if op.kind != "NONE"}
-    assert all(after.get(item.id) is item for item in bank if item.id not in changed)
+    for item in (item for item in bank if item.id not in changed):
+        now = after.get(item.id)
+        assert now is item or (policy == "temporal" and now == replace(item, told=item.told + 1, sources=now.sources))
     again = bank.apply(applied.applied, write_policy=policy, capacity=capacity, when="now")  # type: ignore[arg-type]
     assert again.bank == after and not again.rejected, "the report of what was applied can be replayed"
 
@@ -314,3 +320,101 @@ def test_the_public_versions_items_are_read() -> None:
 def test_a_broken_item_is_an_error_that_names_the_field(row: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         MemoryItem.from_dict(row)
+
+
+# Fields of any type, dates, and what is told again.
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.text(st.characters(categories=["Cs", "Cc"]), max_size=3),
+    st.dates(), st.datetimes(), st.datetimes(timezones=st.just(timezone.utc)), st.lists(st.integers() | st.text(max_size=2), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1), st.sampled_from([np.float64(1.5e9), np.int64(7), np.str_("x"), b"x"]),
+    st.tuples(st.text(max_size=2)), st.sampled_from([np.datetime64("2023-05-08"), np.array(1.7e9), np.array([1, 2]), object()]),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.fixed_dictionaries({}, optional={f.name: ODD for f in fields(MemoryItem)}))
+def test_whatever_an_item_is_made_of_can_be_written_and_read_or_is_refused(values: dict) -> None:
+    try:
+        item = MemoryItem(**{"id": "0", "text": "a"} | values)
+    except DataError as error:
+        assert any(name in str(error) for name in values)
+        return
+    assert MemoryItem.from_dict(json.loads(json.dumps(item.to_dict()))) == item
+    assert type(item.created) is type(item.text) is type(item.id) is str and type(item.told) is int
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (1.7e9, "2023-11-14T22:13:20+00:00"), (np.float32(0), "1970-01-01T00:00:00+00:00"), (date(2023, 5, 8), "2023-05-08"),
+        (datetime(2023, 5, 8, 13, 56), "2023-05-08T13:56:00"), (None, ""), ("1:56 pm on 8 May", "1:56 pm on 8 May"),
+        (np.datetime64("2023-05-08"), "2023-05-08"),
+    ],
+)  # fmt: skip
+def test_a_date_of_any_kind_becomes_text(given: object, kept: str) -> None:
+    bank = MemoryBank().apply([ADD(None, "a")], when=given).bank  # type: ignore[arg-type]
+    assert bank.get("0") == MemoryItem("0", "a", created=kept, updated=kept)
+
+
+@pytest.mark.parametrize("bad", [True, float("nan"), 1e20, [], {}, b"2023", object()])
+def test_what_is_no_date_is_refused(bad: object) -> None:
+    with pytest.raises(DataError, match="give a text, a date, a datetime or seconds since 1970"):
+        MemoryBank().apply([], when=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_earlier"),
+    [
+        ("8 May, 2023", "2023-05-09", True), ("2023-05-09", "8 May, 2023", False), ("2023/05/20 (Sat) 02:21", "2023年5月21日", True),
+        ("1:56 pm on 8 May, 2023", "2:10 pm on 8 May, 2023", True), ("2023-05-08", "2023-05-08 10:00", False), ("May 8", "May 9", False),
+        ("day 1", "day 2", False), ("5/8/2023", "2024-01-01", False), ("2023-05-08T10:00:00+02:00", "2023-05-08T08:30:00Z", True),
+        ("x" * 10**6, "2023-01-01", False), ("", "2023-01-01", False),
+    ],
+)  # fmt: skip
+def test_dates_are_compared_as_far_as_they_are_known(first: str, second: str, is_earlier: bool) -> None:
+    assert earlier(first, second) is is_earlier
+
+
+def test_older_news_told_later_goes_before_the_newer_and_ends_nothing() -> None:
+    bank = MemoryBank()
+    for when, op in [("2023-05-01", ADD(None, "lives in Paris")), ("2023-09-01", UPDATE("0", "lives in Rome")),
+                     ("2023-07-01", UPDATE("1", "lives in Oslo")), ("2023-01-01", UPDATE("1", "lives in Bonn"))]:  # fmt: skip
+        bank = bank.apply([op], write_policy="temporal", when=when).bank
+    assert texts(bank) == {"1": "lives in Rome"}
+    assert bank.history("1") == ("lives in Bonn", "lives in Paris", "lives in Oslo", "lives in Rome")
+    spans = {item.text[9:]: (item.created, item.valid_until) for item in bank.items(closed=True)}
+    assert spans == {
+        "Bonn": ("2023-01-01", "2023-05-01"), "Paris": ("2023-05-01", "2023-07-01"), "Oslo": ("2023-07-01", "2023-09-01"),
+        "Rome": ("2023-09-01", None),
+    }  # fmt: skip
+    assert reasons(bank, DEL("1"), write_policy="temporal", when="2023-08-01") == [OLD_NEWS]
+    room = bank.make_room([ADD(None, "x")], 1, "temporal", "2023-08-01")
+    assert len(room) == 0 and room.get("1", closed=True).valid_until == "2023-09-01"  # type: ignore[union-attr]
+
+
+DATES = st.dates(date(2023, 1, 1), date(2023, 3, 1)).map(str)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(POLICY_OPS, max_size=3), DATES), max_size=8))
+def test_no_interval_ends_before_it_begins_and_the_newest_news_stands(edits: list) -> None:
+    bank = MemoryBank()
+    for ops, when in edits:
+        bank = bank.apply(ops, write_policy="temporal", when=when).bank
+    for item in bank.items(closed=True):
+        assert item.valid_until is None or item.created <= item.valid_until
+        older = bank.get(item.replaces, closed=True) if item.replaces else None
+        assert older is None or (older.created <= item.created and older.valid_until <= item.created)  # type: ignore[operator]
+
+
+def test_what_is_told_twice_is_one_memory_with_a_count() -> None:
+    bank = MemoryBank().apply([ADD(None, "a", "bob")], write_policy="temporal", when="2023-05-01", source="D1").bank
+    again = bank.apply([ADD(None, "a", "bob"), ADD(None, "a", "eve")], write_policy="temporal", when="2023-06-01", source="D2").bank
+    assert [(item.text, item.owner, item.told) for item in again] == [("a", "bob", 2), ("a", "eve", 1)]
+    assert again.get("0").sources == ("D1", "D2")  # type: ignore[union-attr]
+    assert again.apply([UPDATE("0", "a")], write_policy="temporal").bank.get("0").told == 3  # type: ignore[union-attr]
+    assert reasons(again, ADD(None, "a", "bob"), write_policy="temporal", capacity=2) == [None], "it takes no place"
+    assert MemoryBank.from_json(again.to_json()) == again and "told" not in bank.to_json(), "a file without a count stays as it was"
+    assert len(bank.apply([ADD(None, "a", "bob")]).bank) == 2, "in training the policy pays for it"

@@ -280,7 +280,7 @@ def test_a_writer_waits_for_another_and_not_for_a_dead_one(server: str) -> None:
 
 
 def test_a_writer_that_took_too_long_writes_nothing(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memfactory.memory.stores.milvus.LEASE", -1.0)
+    monkeypatch.setattr("memfactory.memory.stores.milvus_claims.LEASE", -1.0)
     with opened(server) as store, pytest.raises(StoreError, match="nothing was written"):
         store.add("alice", ["tea"])
 

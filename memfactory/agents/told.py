@@ -9,9 +9,8 @@ from typing import Any
 from memfactory.common.errors import DataError
 from memfactory.common.parsing import ANSWER_MARK, strip_thinking
 from memfactory.common.types import Trajectory
-from memfactory.memory.bank import Rejection
 from memfactory.memory.citations import parse_citations
-from memfactory.memory.items import MemoryItem
+from memfactory.memory.items import MemoryItem, Rejection
 from memfactory.memory.merge import Edit
 
 Said = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]

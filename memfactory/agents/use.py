@@ -77,9 +77,13 @@ class Kept:
     calls: Iterator[int] = field(default_factory=itertools.count)
     """Numbers of the random streams; greedy sampling draws nothing."""
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    loop: asyncio.AbstractEventLoop | None = None
+    """The package's loop, on which the locks are; a forked child has another."""
 
     def lock(self, user: str) -> asyncio.Lock:
         """Held by one writer of a user at a time; on the package's loop."""
+        if self.loop is not event_loop():
+            self.loop, self.locks = event_loop(), WeakValueDictionary()
         lock = self.locks.get(user)
         if lock is None:
             lock = self.locks[user] = asyncio.Lock()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, Refused, ServerTimeout, in_one_line
 from memfactory.common.flags import mapping_of
+from memfactory.common.processes import INHERITED, tell_of_forks
 from memfactory.common.refusals import for_good, no_quota, refused_parameter, too_long, withheld, without
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
@@ -63,6 +64,7 @@ class APIChat:
         self._key = key or "none"
         self._client: openai.AsyncOpenAI | None = None
         self._gate: asyncio.Semaphore | None = None
+        tell_of_forks(self)
 
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         """One call. A server that fails, stalls or answers with something else raises `InfrastructureError`."""
@@ -133,6 +135,11 @@ class APIChat:
             self._gate = asyncio.Semaphore(self._limit)
             weakref.finalize(self, _forget, self._client, asyncio.get_running_loop())
         return self._client, self._gate
+
+    def _forked(self) -> None:
+        """In a forked child: the connections are the parent's."""
+        INHERITED.append((self._client, self._gate))
+        self._client = self._gate = None
 
     async def _asked(self, _: Any) -> None:
         self.stats["requests"] += 1

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from memfactory.common.processes import INHERITED
 from memfactory.common.types import Completion, Sampling
 
 T = TypeVar("T")
@@ -62,6 +65,21 @@ def event_loop() -> asyncio.AbstractEventLoop:
             _loop = asyncio.new_event_loop()
             threading.Thread(target=_loop.run_forever, name=_THREAD, daemon=True).start()
     return _loop
+
+
+def _forked() -> None:
+    """In a forked child there is no such thread: the next call starts a new loop. Threads of torch are none either."""
+    global _loop, _lock
+    _lock = threading.Lock()
+    if _loop is not None:
+        INHERITED.append(_loop)
+        _loop = None
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)  # as torch does in its data loaders' workers: more would wait for threads that are not there
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def on_own_loop() -> bool:

@@ -121,6 +121,9 @@ class HFEngine:
         if not prompt_ids or room < 1:
             raise PromptTooLong(f"A prompt of {len(prompt_ids)} tokens does not fit the model's {self.max_length} positions.")
         loop = asyncio.get_running_loop()
+        if self._driver is not None and self._driver.get_loop() is not loop:  # this process was forked from the one that drove it
+            self._close()
+            self._driver, self._waiting, self._rows = None, [], []
         request = _Request(prompt_ids, sampling, loop.create_future(), min(sampling.max_tokens, room))
         self._waiting.append(request)
         if self._driver is None or self._driver.done():

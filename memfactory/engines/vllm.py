@@ -102,6 +102,7 @@ class VLLMEngine:
             self._vocabulary = int(self._llm.model_config.get_vocab_size())
             failed.pop_all()
         VLLMEngine._open = weakref.ref(self)
+        self._owner = os.getpid()
         self._unusable = ""
         self._source: weakref.ref[torch.nn.Module] | None = None
         self._waiting: list[_Request] = []
@@ -166,6 +167,11 @@ class VLLMEngine:
     # The loop
 
     def _check(self) -> None:
+        if self._owner != os.getpid():
+            raise ConfigError(
+                f"vLLM was loaded by process {self._owner}, before this one was forked from it, and runs there alone. "
+                "Load the model after the fork, or serve it and use the api engine."
+            )
         if self._unusable:
             raise InfrastructureError(self._unusable)
 

@@ -10,34 +10,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from memfactory.common.errors import ConfigError, DataError
-from memfactory.memory.items import MemoryItem, MemoryOp
+from memfactory.memory.dates import earlier
+from memfactory.memory.items import (
+    DUPLICATE_ID,
+    DUPLICATE_TEXT,
+    FULL,
+    ID_IN_USE,
+    NO_TEXT,
+    OLD_NEWS,
+    OTHER_OWNER,
+    UNKNOWN_ID,
+    MemoryItem,
+    MemoryOp,
+    Rejection,
+    as_date,
+    as_name,
+)
 
 WritePolicy = Literal["crud", "add_only", "temporal"]
 WRITE_POLICIES: tuple[str, ...] = get_args(WritePolicy)
 WHEN_FULL = ("refuse", "oldest")
 """What a full bank does with an ADD: refuse it, or forget the item that was added longest ago (`make_room`)."""
 
-NO_TEXT = "empty text"
-UNKNOWN_ID = "unknown id"
-DUPLICATE_ID = "duplicate id"
-DUPLICATE_TEXT = "duplicate text"
-FULL = "bank full"
-ID_IN_USE = "id in use"
-OTHER_OWNER = "another owner's item"
-"""Why an operation was rejected: the keys of the counts in a trajectory's report."""
-
 FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """An operation that was not executed, and why."""
-
-    op: MemoryOp
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,8 @@ class Applied:
 
     bank: MemoryBank
     applied: tuple[MemoryOp, ...]
-    """As executed: an ADD carries the id it was given, so that asking for these again, likewise, gives the same bank."""
+    """As executed: an ADD carries the id it was given (none if it said what an item says already), so that asking for these
+    again, likewise, gives the same bank."""
     rejected: tuple[Rejection, ...]
 
 
@@ -60,6 +59,8 @@ class MemoryBank:
     _items: Mapping[str, MemoryItem] = field(default_factory=dict)
     """Every item there ever was, in the order of insertion; never changed in place."""
     _deleted: frozenset[str] = frozenset()
+    _counts: ClassVar[bool] = False
+    """Whether a fact that is told again in the same words is counted (`told`) under each policy, not only under `temporal`."""
 
     @classmethod
     def of(cls, entries: Iterable[str | MemoryItem]) -> MemoryBank:
@@ -130,20 +131,14 @@ class MemoryBank:
         live items. What is rejected is the same under each policy, but for `capacity` and equal texts, which follow what is
         really written: `crud` overwrites and deletes; under `add_only` an UPDATE is executed (and reported) as the ADD of its
         text and a DEL as NONE; under `temporal` both close the old fact with `when`, an UPDATE's text is a new item that
-        `replaces` it. An unknown policy raises `ConfigError`.
+        `replaces` it. There the dates of events count, as far as texts name them (`dates.earlier`), not the order of telling: what
+        is older than the fact goes before it, closed, and does not end it; and what is told again in the same words is counted.
+        An unknown policy raises `ConfigError`.
         """
         if write_policy not in WRITE_POLICIES:
             raise ConfigError(f"Unknown write_policy {write_policy!r}. Known: {', '.join(WRITE_POLICIES)}.")
-        edit = _Edit(self, write_policy, capacity, when, source, owner)
-        applied: list[MemoryOp] = []
-        rejected: list[Rejection] = []
-        for op in ops:
-            reason = edit.refusal(op)
-            if reason is None:
-                applied.append(edit.execute(op))
-            else:
-                rejected.append(Rejection(op, reason))
-        return Applied(edit.bank(), tuple(applied), tuple(rejected))
+        counts = self._counts or write_policy == "temporal"
+        return _Edit(self, write_policy, capacity, as_date(when, "when"), source, owner, counts).all(ops)
 
     def make_room(self, ops: Sequence[MemoryOp], capacity: int | None, write_policy: WritePolicy = "crud", when: str = "") -> MemoryBank:
         """The bank without the items added longest ago, as many as `ops` would find in the way; those that `ops` name stay.
@@ -154,12 +149,18 @@ class MemoryBank:
             return self
         closing: WritePolicy = "temporal" if write_policy == "temporal" else "crud"
         named = {op.id for op in ops}
-        oldest = [MemoryOp("DEL", item.id) for item in self.items() if item.id not in named]
+        oldest = [item for item in self.items() if item.id not in named]
         for number in range(len(oldest) + 1):
-            room = MemoryBank.apply(self, oldest[:number], write_policy=closing).bank
-            if all(one.reason != FULL for one in MemoryBank.apply(room, ops, write_policy=write_policy, capacity=capacity).rejected):
+            room = MemoryBank.apply(self, [MemoryOp("DEL", item.id) for item in oldest[:number]], write_policy=closing).bank
+            done = _Edit(room, write_policy, capacity, "", "", "", self._counts or closing == "temporal").all(ops)
+            if all(one.reason != FULL for one in done.rejected):
                 break
-        return self.apply(oldest[:number], write_policy=closing, when=when).bank if number else self
+        bank, groups = self, dict[str, list[MemoryOp]]()
+        for item in oldest[:number]:  # what is closed for want of room, and not for news, ends no sooner than it began
+            groups.setdefault(item.begun if earlier(when, item.begun) else when, []).append(MemoryOp("DEL", item.id))
+        for end, gone in groups.items():
+            bank = bank.apply(gone, write_policy=closing, when=end).bank
+        return bank
 
     def to_json(self) -> str:
         """One line of JSON with everything, tombstones included; `from_json` gives an equal bank."""
@@ -185,16 +186,26 @@ class MemoryBank:
 class _Edit:
     """The working copy of one `apply`: a new table of the same items."""
 
-    def __init__(self, bank: MemoryBank, policy: str, capacity: int | None, when: str, source: str, owner: str) -> None:
+    def __init__(self, bank: MemoryBank, policy: str, capacity: int | None, when: str, source: str, owner: str, counts: bool) -> None:
         self.items, self.deleted, self.live = dict(bank._items), set(bank._deleted), len(bank)
-        self.policy, self.capacity, self.when, self.owner = policy, capacity, when, owner
+        self.policy, self.capacity, self.when, self.owner, self.counts = policy, capacity, when, as_name(owner, "owner"), counts
         self.sources = (source,) if source else ()
         self.fresh = max(map(_number, self.items), default=-1) + 1
         self.changed: set[str] = set()
         self.added: set[tuple[str, str]] = set()
+        self.same: dict[tuple[str, str], str] | None = None
 
-    def bank(self) -> MemoryBank:
-        return MemoryBank(self.items, frozenset(self.deleted))
+    def all(self, ops: Iterable[MemoryOp]) -> Applied:
+        """Execute what is not refused."""
+        applied: list[MemoryOp] = []
+        rejected: list[Rejection] = []
+        for op in ops:
+            reason = self.refusal(op)
+            if reason is None:
+                applied.append(self.execute(op))
+            else:
+                rejected.append(Rejection(op, reason))
+        return Applied(MemoryBank(self.items, frozenset(self.deleted)), tuple(applied), tuple(rejected))
 
     def refusal(self, op: MemoryOp) -> str | None:
         """Why the operation must not be executed; None if it may."""
@@ -209,6 +220,8 @@ class _Edit:
             return UNKNOWN_ID
         if item is not None and op.owner not in ("", item.owner):
             return OTHER_OWNER
+        if op.kind == "DEL" and item is not None and self.policy == "temporal" and earlier(self.when, item.begun):
+            return OLD_NEWS
         return None if op.kind == "DEL" else self._text_refusal(op, item)
 
     def _text_refusal(self, op: MemoryOp, item: MemoryItem | None) -> str | None:
@@ -219,6 +232,8 @@ class _Edit:
             unnamed = op.kind == "UPDATE" or not op.id
             if unnamed and (self._owner(op, item), op.text) in self.added:
                 return DUPLICATE_TEXT
+            if unnamed and self._twin(self._owner(op, item), op.text) is not None:
+                return None
             if self.capacity is not None and self.live >= self.capacity:
                 return FULL
         return None
@@ -235,6 +250,12 @@ class _Edit:
         if self.policy == "add_only":
             return MemoryOp("NONE", item.id) if op.kind == "DEL" else self._add(replace(op, id=None), item)
         if self.policy == "temporal":
+            if op.kind == "UPDATE" and op.text == item.text:
+                self._again(item)
+                return op
+            if op.kind == "UPDATE" and earlier(self.when, item.begun):
+                self._before(op.text, item)
+                return op
             self.items[item.id] = replace(item, valid_until=self.when)
             self.live -= 1
             if op.kind == "UPDATE":
@@ -249,8 +270,12 @@ class _Edit:
 
     def _add(self, op: MemoryOp, old: MemoryItem | None) -> MemoryOp:
         """A new item; under a named id of old, the same fact again with its history."""
-        id = op.id or str(self.fresh)
         owner = self._owner(op, old)
+        twin = None if op.id or (old is not None and self.policy == "temporal") else self._twin(owner, op.text)
+        if twin is not None:
+            self._again(twin)
+            return MemoryOp("ADD", None, op.text, owner)
+        id = op.id or str(self.fresh)
         if id in self.items:
             self.items[id] = replace(self._rewritten(self.items[id], op.text), owner=owner, valid_until=None)
             self.deleted.discard(id)
@@ -261,7 +286,38 @@ class _Edit:
         self.live += 1
         self.changed.add(id)
         self.added.add((owner, op.text))
+        if self.same is not None:
+            self.same[owner, op.text] = id
         return MemoryOp("ADD", id, op.text, owner)
+
+    def _twin(self, owner: str, text: str) -> MemoryItem | None:
+        """The live item that says the same, where such are counted."""
+        if not self.counts:
+            return None
+        if self.same is None:
+            self.same = {(item.owner, item.text): item.id for item in reversed(self.items.values()) if self._live(item.id)}
+        item = self._live(self.same.get((owner, text), ""))
+        return item if item is not None and (item.owner, item.text) == (owner, text) else None
+
+    def _again(self, item: MemoryItem) -> None:
+        """Count a fact that is told again."""
+        self.items[item.id] = replace(item, told=item.told + 1, sources=tuple(dict.fromkeys((*item.sources, *self.sources))))
+        self.added.add((item.owner, item.text))
+
+    def _before(self, text: str, item: MemoryItem) -> None:
+        """Keep older news of a fact: closed, in its place among those that the fact took over from."""
+        newer, older, seen = item, self.items.get(item.replaces or ""), {item.id}
+        while older is not None and older.id not in seen and earlier(self.when, older.begun):
+            seen.add(older.id)
+            newer, older = older, self.items.get(older.replaces or "")
+        id, self.fresh = str(self.fresh), self.fresh + 1
+        self.items[id] = MemoryItem(
+            id, text, item.owner, self.when, self.when, valid_until=newer.begun, sources=self.sources, replaces=newer.replaces
+        )
+        self.items[newer.id] = replace(newer, replaces=id)
+        if older is not None and older.valid_until is not None and earlier(self.when, older.valid_until):
+            self.items[older.id] = replace(older, valid_until=self.when)
+        self.changed |= {id, item.id}
 
     def _rewritten(self, item: MemoryItem, text: str) -> MemoryItem:
         sources = item.sources if set(self.sources) <= set(item.sources) else item.sources + self.sources

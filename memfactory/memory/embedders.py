@@ -11,6 +11,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line, unknown_name
 from memfactory.common.files import read_json
+from memfactory.common.processes import INHERITED, tell_of_forks
 from memfactory.common.refusals import no_quota
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
@@ -173,11 +175,25 @@ class OpenAIEmbedder:
             )
         self.name = f"openai:{self.model}@{self.base_url or 'api.openai.com'}"
         self._batch_size = batch_size
-        http = openai.DefaultHttpxClient(event_hooks={"response": [_not_again]}, timeout=timeout)
-        self._client = openai.OpenAI(
-            api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries, http_client=http
-        )
-        weakref.finalize(self, self._client.close)
+        self._make = partial(
+            openai.OpenAI, api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries,
+        )  # fmt: skip
+        self._timeout = timeout
+        self._connect()
+        tell_of_forks(self)
+
+    def _connect(self) -> None:
+        import openai
+
+        http = openai.DefaultHttpxClient(event_hooks={"response": [_not_again]}, timeout=self._timeout)
+        self._client = self._make(http_client=http)
+        self._end = weakref.finalize(self, self._client.close)
+
+    def _forked(self) -> None:
+        """In a forked child: the connections are the parent's."""
+        self._end.detach()
+        INHERITED.append(self._client)
+        self._connect()
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Texts [n] -> [n, d]. Blank texts are not sent (servers refuse them): they are rows of zeros."""
@@ -251,6 +267,10 @@ class CachedEmbedder:
         self._embedder, self._max = embedder, max_entries
         self._rows: dict[str, Vectors] = {}
         self._lock = threading.Lock()
+        tell_of_forks(self)
+
+    def _forked(self) -> None:
+        self._lock = threading.Lock()  # a thread of the parent may hold it
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Texts [n] -> [n, d], the rows that the embedder gives."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from memfactory.memory.bank import UNKNOWN_ID, MemoryBank, Rejection, _number
-from memfactory.memory.items import MemoryItem, MemoryOp
+from memfactory.memory.bank import MemoryBank, _number
+from memfactory.memory.items import UNKNOWN_ID, MemoryItem, MemoryOp, Rejection
 
 CHANGED = "changed meanwhile"
 """Why an item that somebody else rewrote is not deleted: the key of a count, like the bank's reasons."""
@@ -20,7 +20,8 @@ class Edit:
     """One memory that came, changed or went. Example: Edit(MemoryOp("UPDATE", "3", "Alice lives in Rome"), "Alice lives in Paris")."""
 
     op: MemoryOp
-    """As executed: it names the item, of an UPDATE the one that holds the new text (the temporal policy makes a new one)."""
+    """As executed: it names the item, of an UPDATE the one that holds the new text (the temporal policy makes a new one). NONE is
+    of a fact that was told again in the same words."""
     old: str = ""
     """The text before; "" of what is new."""
 
@@ -60,6 +61,9 @@ class _Merge:
         self.heir_of = {item.id: old for item in after if item.id not in before._items and (old := self._ancestor(item)) is not None}
         """Of new items those that took over from one that was there, and its id: a change, not a loss and a gain."""
         self.inherited = set(self.heir_of.values())
+        both = [(before._items[id], item) for id, item in after._items.items() if id in before._items]
+        self.past = {item.replaces for old, item in both if item.replaces != old.replaces}
+        """New items that are older news of one that was there."""
         self.edits: list[Edit] = []
         self.rejected: list[Rejection] = []
 
@@ -81,10 +85,15 @@ class _Merge:
                 self.edits.append(Edit(MemoryOp("UPDATE", item.id, item.text), old.text))
             elif lived and not lives and old.id not in self.inherited:
                 self.edits.append(Edit(MemoryOp("DEL", old.id), old.text))
+            elif item.told > old.told:
+                self.edits.append(Edit(MemoryOp("NONE", item.id, item.text), item.text))
         elif lives and (item.text != old.text or not lived):
             self._rewrite(item)
         elif not lives and lived:
             self._gone(old)
+        elif item.told > old.told and (here := self.now.get(item.id)) is not None:
+            self._put(replace(here, told=here.told + item.told - old.told), deleted=False)
+            self.edits.append(Edit(MemoryOp("NONE", item.id, here.text), here.text))
 
     def new(self, item: MemoryItem) -> None:
         """An item that `after` made."""
@@ -95,7 +104,7 @@ class _Merge:
         replaces = item.replaces if item.replaces is None else self.renamed.get(item.replaces, item.replaces)
         same = (id, replaces) == (item.id, item.replaces)
         self._put(item if same else replace(item, id=id, replaces=replaces), deleted=_tombstone(self.after, item))
-        if self.after.get(item.id) is not None:
+        if self.after.get(item.id) is not None or item.id in self.past:
             over = self.heir_of.get(item.id)
             op = MemoryOp("ADD", id, item.text, item.owner) if over is None else MemoryOp("UPDATE", id, item.text)
             self.edits.append(Edit(op, "" if over is None else self.before._items[over].text))

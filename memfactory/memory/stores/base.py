@@ -6,30 +6,28 @@ tombstones and rejections alike; a backend only loads, writes, searches and remo
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memfactory.common.errors import ConfigError, DataError, StoreError, UnknownNameError
+from memfactory.common.errors import ConfigError, DataError, UnknownNameError
+from memfactory.common.processes import tell_of_forks
 from memfactory.common.registry import build_options
 from memfactory.memory.bank import Applied, MemoryBank, WritePolicy, _number
 from memfactory.memory.embedders import Embedder, Vectors
-from memfactory.memory.items import MemoryItem, MemoryOp
+from memfactory.memory.items import MemoryItem, MemoryOp, as_text
 from memfactory.memory.merge import Merged, merged
-from memfactory.memory.search import DIGITS
+from memfactory.memory.stores.rows import Hits, HitsEach, Row, bank_of, changed
 
-Hits = list[tuple[MemoryItem, float]]
-"""Items with their cosines in [-1, 1], best first."""
-HitsEach = list[Hits]
-"""One for each query."""
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S", bound="MemoryStore")
 T = TypeVar("T")
 
@@ -42,29 +40,6 @@ _CACHED_USERS = 256
 @dataclass(frozen=True, slots=True)
 class NoOptions:
     """A store without options."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One item as a backend keeps it: every item a user ever had is one row, until the user is purged.
-
-    Example: Row(MemoryItem("3", "Alice lives in Rome"), position=3, deleted=False, vector=<float32 [d]>)
-    """
-
-    item: MemoryItem
-    position: int
-    """Place in the order of insertion: a user's rows are 0, 1, 2, ... without a gap, and an item keeps its place."""
-    deleted: bool = False
-    """A tombstone."""
-    vector: Vectors | None = None
-    """[d], length 1 (or zeros: nothing to see in the text). Given with live rows that are to be written; else None."""
-
-    @property
-    def state(self) -> Literal["live", "closed", "deleted"]:
-        """Search sees the live ones only."""
-        if self.deleted:
-            return "deleted"
-        return "live" if self.item.valid_until is None else "closed"
 
 
 class MemoryStore(ABC):
@@ -87,6 +62,8 @@ class MemoryStore(ABC):
         self._lock = threading.RLock()
         self._closed = False
         self._banks: dict[str, MemoryBank] = {}
+        self._unreadable: dict[str, dict[int, str]] = {}
+        tell_of_forks(self)
 
     # What a backend does. All are called under the lock; `user` is a valid name.
 
@@ -140,7 +117,7 @@ class MemoryStore(ABC):
         Texts get the next free number of the user as id, and `when`, `source`, `owner`; items are kept as they are. An id that
         the user has or ever had, a blank text or something else than a text or an item raises `DataError`; nothing is kept then.
         """
-        given = tuple(entries)
+        given = (entries,) if isinstance(entries, (str, MemoryItem)) else tuple(entries)
         for entry in given:
             if not isinstance(entry, (str, MemoryItem)):
                 raise DataError(f"A memory is a text or a MemoryItem, not {entry!r:.80}.")
@@ -162,7 +139,7 @@ class MemoryStore(ABC):
 
     def update(self, user: str, id: str, text: str, *, when: str = "") -> MemoryItem:
         """Give a live item a new text; the old one goes to its history. An unknown id or a blank text raises a `UserError`."""
-        if not text.strip():
+        if not as_text(text, "text").strip():
             raise DataError(f"The new text of memory {id!r} of user {user!r} is blank. To remove it, use delete.")
         return self._edit_one(user, MemoryOp("UPDATE", id, text), when)
 
@@ -201,7 +178,7 @@ class MemoryStore(ABC):
         with self._use(user):
             bank = self._banks.get(user) if self._fresh(user) else None
             if bank is None:
-                bank = _bank_of(user, self._load(user))
+                bank = bank_of(user, self._load(user))
                 self._keep(user, bank)
             return bank
 
@@ -216,6 +193,11 @@ class MemoryStore(ABC):
     def count(self, user: str) -> int:
         """How many live items the user has."""
         return len(self.bank(user))
+
+    def unreadable(self, user: str) -> dict[int, str]:
+        """Rows of the user that cannot be read, by their place in the order of insertion, and why: the others can, and these stay."""
+        self.bank(user)
+        return dict(self._unreadable.get(user, ()))
 
     def history(self, user: str, id: str) -> tuple[str, ...]:
         """Every text the item ever had, oldest first, the last included; of deleted and closed ones too. () if unknown."""
@@ -252,6 +234,7 @@ class MemoryStore(ABC):
         with self._use(user), self._editing(user):
             self._banks.pop(user, None)
             self._remove(user)
+            self._unreadable.pop(user, None)
 
     def close(self) -> None:
         """Let go of the backend; every other verb raises `ConfigError` from now on. Closing twice is allowed."""
@@ -269,6 +252,22 @@ class MemoryStore(ABC):
 
     # How it is done.
 
+    def _forked(self) -> None:
+        """In a forked child: locks that a thread of the parent holds are never released here, and others write meanwhile."""
+        self._lock = threading.RLock()
+        self._banks.clear()
+
+    def _read(self, user: str, position: int, make: Callable[[], Row]) -> Row:
+        """The row that a backend makes of what it keeps; for one that is damaged a tombstone, in its place, that is never written."""
+        try:
+            return make()
+        except DataError as error:
+            bad = self._unreadable.setdefault(user, {})
+            if position not in bad:
+                bad[position] = str(error)
+                logger.warning("Memory number %d of user %r cannot be read, %d in all; the others can. %s", position, user, len(bad), error)
+            return Row(MemoryItem(f"unreadable {position}", "unreadable"), position, deleted=True)
+
     @contextmanager
     def _use(self, *users: str) -> Iterator[None]:
         """The lock, of an open store, for users whose names are names."""
@@ -285,7 +284,7 @@ class MemoryStore(ABC):
         with self._use(user), self._editing(user):
             before = self.bank(user)
             after, result = change(before)
-            rows = list(_changed(before, after, vectors))
+            rows = list(changed(before, after, vectors))
             if rows:
                 self._banks.pop(user, None)  # after a write that failed, what is true stands in the backend
                 self._write(user, rows)
@@ -311,27 +310,3 @@ class MemoryStore(ABC):
         with self._use():
             distinct = list(dict.fromkeys(texts))
         return dict(zip(distinct, self.embedder.embed(distinct), strict=True)) if distinct else {}
-
-
-def best(items: Sequence[MemoryItem], scores: NDArray[Any], k: int) -> Hits:
-    """The k best of items in the order of insertion with their cosines [n], ties in that order."""
-    rounded = np.clip(scores, -1.0, 1.0).astype(np.float64).round(DIGITS)
-    return [(items[at], float(rounded[at])) for at in np.argsort(-rounded, kind="stable")[:k]]
-
-
-def _changed(before: MemoryBank, after: MemoryBank, vectors: dict[str, Vectors]) -> Iterator[Row]:
-    """The rows of `after` that `before` does not have. An item keeps its place, and one that changed is another object."""
-    flipped = before._deleted ^ after._deleted
-    for position, (item, old) in enumerate(zip_longest(after._items.values(), before._items.values())):
-        if item is not old or (flipped and item.id in flipped):
-            row = Row(item, position, item.id in after._deleted)
-            # A live row is new or has a new text, which was embedded; a closed or deleted one is not searched.
-            yield replace(row, vector=vectors[item.text]) if row.state == "live" else row
-
-
-def _bank_of(user: str, rows: Iterable[Row]) -> MemoryBank:
-    """The bank of a user's rows."""
-    ordered = sorted(rows, key=lambda row: row.position)
-    if [row.position for row in ordered] != list(range(len(ordered))):
-        raise StoreError(f"The memories of user {user!r} are not whole: {len(ordered)} rows, numbered to {ordered[-1].position}.")
-    return MemoryBank({row.item.id: row.item for row in ordered}, frozenset(row.item.id for row in ordered if row.deleted))

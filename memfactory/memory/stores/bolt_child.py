@@ -1,4 +1,5 @@
-"""The process in which the embedded graph database runs: started by `bolt_server`, by path; ends when its parent closes the pipe.
+"""The process in which the embedded graph database runs: started by `bolt_server`, by path; ends when its parent closes the pipe,
+and when its parent is gone, whoever else may hold that pipe.
 
 A process of its own, because a Java virtual machine can take the interpreter that it lives in down with it. Imports nothing
 of this package: what it needs comes as a line of JSON on standard input, and is answered by a line on standard output,
@@ -11,10 +12,14 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any, TextIO
 
 STOP_SECONDS = 20.0
 """How long an orderly stop may take; then the process ends anyway, and the log of transactions is replayed at the next start."""
+
+ORPHAN_SECONDS = 4.0
+"""The same where the parent is gone: the next one may wait for the folder."""
 
 _PLUGIN = "com.arcadedb.bolt.BoltProtocolPlugin"
 # One collector thread and the quick compiler: half the start-up time, and the load here is one application's.
@@ -49,12 +54,33 @@ def answer(answers: TextIO, values: dict[str, Any]) -> None:
     answers.flush()
 
 
+def end_with(parent: int) -> None:
+    """End soon after the parent: in good order if the main thread sees the end of its pipe in time, else at once."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.25)
+        if running:
+            stop = threading.Thread(target=running[0].stop, daemon=True)
+            stop.start()
+            stop.join(ORPHAN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+running: list[Any] = []
+"""The server, once there is one."""
+
+
 def main() -> None:
+    end_with(int(sys.argv[1]))
     # The JVM prints to standard output too: keep it for the answers alone.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.readline())
     server, port = start(**request)
+    running.append(server)
     answer(answers, {"port": port})
     for _ in sys.stdin:  # until the parent closes the pipe, or dies
         # A closed database has no log of transactions; the next statement opens it again.

@@ -13,9 +13,11 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from memfactory.common.errors import ConfigError, StoreError, in_one_line
+from memfactory.common.processes import INHERITED, tell_of_forks
 from memfactory.common.version import install
 
 T = TypeVar("T")
@@ -61,22 +63,16 @@ class BoltClient:
         self.uri, self.database, self.timeout, self._advice = uri, database, timeout, advice
         self._errors = neo4j.exceptions
         logging.getLogger("neo4j").setLevel(logging.CRITICAL)  # it prints each error that it raises
-        self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=self._loop.run_forever, name="bolt", daemon=True)
-        thread.start()
-        self._end = weakref.finalize(self, _end, self._loop, thread)  # also of a client that was forgotten
         self._driver: Any = None
-
-        async def connect() -> None:
-            self._driver = neo4j.AsyncGraphDatabase.driver(
-                uri, auth=(user, password), connection_timeout=min(timeout, _CONNECT_SECONDS), telemetry_disabled=True,
-                liveness_check_timeout=_IDLE_SECONDS, notifications_min_severity="OFF",
-            )  # fmt: skip
-            await self._driver.verify_connectivity()
-
+        self._make = partial(
+            neo4j.AsyncGraphDatabase.driver, uri, auth=(user, password), connection_timeout=min(timeout, _CONNECT_SECONDS),
+            telemetry_disabled=True, liveness_check_timeout=_IDLE_SECONDS, notifications_min_severity="OFF",
+        )  # fmt: skip
+        self._loop: asyncio.AbstractEventLoop | None = self._start()
+        tell_of_forks(self)
         connected = False
         try:
-            self._await(connect())
+            self._await(self._connect())
             connected = True
         finally:
             if not connected:
@@ -118,6 +114,23 @@ class BoltClient:
                 self._await(self._driver.close())
         self._end()
 
+    async def _connect(self) -> None:
+        self._driver = self._make()
+        await self._driver.verify_connectivity()
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        """The loop, running in its thread."""
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="bolt", daemon=True)
+        thread.start()
+        self._end = weakref.finalize(self, _end, loop, thread)  # also of a client that was forgotten
+        return loop
+
+    def _forked(self) -> None:
+        """In a forked child there is no thread, and the connections are the parent's: new ones are made when they are needed."""
+        INHERITED.append((self._loop, self._driver, self._end.detach()))
+        self._loop, self._driver = None, None
+
     def _session(self) -> Any:
         # All rows at once: they are wanted as a list.
         return self._driver.session(database=self.database, fetch_size=-1)
@@ -128,6 +141,9 @@ class BoltClient:
         async def limited() -> T:
             return await asyncio.wait_for(work, self.timeout + more)
 
+        if self._loop is None:
+            self._loop = self._start()
+            self._await(self._connect())
         with self._boundary(self.timeout + more):
             return asyncio.run_coroutine_threadsafe(limited(), self._loop).result()
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.stores.base import Row
 from memfactory.memory.stores.milvus_rows import key_of
+from memfactory.memory.stores.rows import Row
 
 SCHEMA = tuple(
     f"CREATE CONSTRAINT {label.lower()}_key IF NOT EXISTS FOR (n:{label}) REQUIRE n.key IS UNIQUE"
@@ -30,7 +30,7 @@ LOCK = """
 MERGE (u:User {key: $user}) ON CREATE SET u.name = $name, u.born = $stamp, u.revision = 0, u.memories = 0
 SET u.writer = $stamp WITH u RETURN u.born, u.revision, u.memories"""
 UNLOCK = "MATCH (u:User {key: $user}) SET u.revision = $revision, u.memories = $memories"
-FIELDS = ("id", "text", "owner", "created", "updated", "version", "history", "valid_until", "sources", "replaces")
+FIELDS = ("id", "text", "owner", "created", "updated", "version", "history", "valid_until", "sources", "replaces", "told")
 CHANGED = (
     "MATCH (:User {key: $user})-[:OWNS]->(m:Memory) WHERE m.revision > $after "
     f"RETURN m.revision, m.position, m.state, {', '.join(f'm.{name}' for name in FIELDS)}"
@@ -78,7 +78,7 @@ def properties(user: str, row: Row, revision: int) -> dict[str, Any]:
 def row_of(position: int, state: str, values: Sequence[Any]) -> Row:
     """The row of a memory's node, from `CHANGED`."""
     item = dict(zip(FIELDS, values, strict=True))
-    item |= {"history": tuple(item["history"] or ()), "sources": tuple(item["sources"] or ())}
+    item |= {"history": item["history"] or (), "sources": item["sources"] or (), "told": 1 if item["told"] is None else item["told"]}
     return Row(MemoryItem(**item), position, state == "deleted")
 
 

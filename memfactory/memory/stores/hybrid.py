@@ -12,23 +12,24 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from memfactory.common.errors import DataError
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.memory.embedders import Vectors
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.stores.base import HitsEach, Row
 from memfactory.memory.stores.bolt_client import Conflict
 from memfactory.memory.stores.graph_rows import memory_key
 from memfactory.memory.stores.milvus import PAGE, SHOWN, MilvusStore
 from memfactory.memory.stores.milvus_rows import is_user, key_of, row_of
 from memfactory.memory.stores.neo4j import DEFAULT_PATH, Neo4jOptions, Neo4jStore
+from memfactory.memory.stores.rows import HitsEach, Row
 from memfactory.memory.stores.shelf import Shelf
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ class VectorIndex(MilvusStore):
             for start in itertools.count(0, PAGE) if self._holds(client, user) else ():
                 where = f"{is_user(user)} and position >= {start} and position < {start + PAGE}"
                 page = client.query(self._name, filter=where, output_fields=SHOWN, timeout=self._timeout, **self._within(user))
-                found |= {row.position: row for row in map(row_of, page)}
+                for fields in page:
+                    with suppress(DataError):  # it is missing, and will be made again
+                        found[fields["position"]] = row_of(fields)
                 if not page and start >= size:
                     break
         return found

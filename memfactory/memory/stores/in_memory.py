@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.memory.embedders import Embedder, Vectors
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.stores.base import Hits, HitsEach, MemoryStore, Row, best
+from memfactory.memory.stores.base import MemoryStore
+from memfactory.memory.stores.rows import Hits, HitsEach, Row, best
+
+logger = logging.getLogger(__name__)
 
 
 @STORE_REGISTRY.register("in_memory")
@@ -22,6 +26,11 @@ class InMemoryStore(MemoryStore):
         self._rows: dict[str, dict[str, Row]] = {}
         self._shelves: dict[str, tuple[list[Row], Vectors]] = {}
         """Of users that were searched since they were written to: live rows and their vectors [n, d]."""
+
+    def _forked(self) -> None:
+        super()._forked()
+        if self._rows:
+            logger.warning("This process was forked with a store in memory: what it keeps from now on, no other process sees.")
 
     def _load(self, user: str) -> Iterable[Row]:
         return self._rows.get(user, {}).values()

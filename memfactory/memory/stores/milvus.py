@@ -7,25 +7,26 @@ The metric is the inner product, which of rows of length 1 is the cosine, and is
 from __future__ import annotations
 
 import logging
-import random
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.errors import ConfigError, DataError, StoreError
 from memfactory.common.ranges import ranged
 from memfactory.common.registry import STORE_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.memory.embedders import Embedder, Vectors, kept_as
-from memfactory.memory.search import DIGITS
-from memfactory.memory.stores.base import Hits, HitsEach, MemoryStore, Row, best
+from memfactory.memory.stores.base import MemoryStore
+from memfactory.memory.stores.milvus_claims import LEASE, claim
 from memfactory.memory.stores.milvus_connection import MilvusConnection
-from memfactory.memory.stores.milvus_rows import LENGTHS, fields_of, is_user, key_of, mark_of, row_of, unpacked
+from memfactory.memory.stores.milvus_files import Acknowledged
+from memfactory.memory.stores.milvus_rows import LENGTHS, best_of, cuts_a_tie, fields_of, is_user, key_of, mark_of, row_of, unpacked
+from memfactory.memory.stores.rows import HitsEach, Row
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,6 @@ PAGE = 4096
 """Rows per request when a user is loaded."""
 FLUSH_EVERY = 256
 """Rows. Milvus Lite searches what was just written row by row, some 15 times slower than what it has written out."""
-LEASE = 30.0
-"""Seconds that a writer may hold a user of a server."""
 
 
 @STORE_REGISTRY.register("milvus")
@@ -83,6 +82,7 @@ class MilvusStore(MemoryStore):
             self._opened,
         )
         self.shared = not self._milvus.local
+        self._acknowledged: Acknowledged | None = None
         self._stamps: dict[str, str] = {}
         """Of users of a server: a mark that every write changes, as it was when the bank was loaded."""
         self._held_until = 0.0
@@ -96,6 +96,7 @@ class MilvusStore(MemoryStore):
         self._dim: int | None = None
         """Of the collection's vectors; None while there is no collection."""
         self._partitions: set[str] = set()
+        self._let_go()
         self._unflushed = FLUSH_EVERY  # a killed process may have left that many
         self._find(client)
 
@@ -103,6 +104,11 @@ class MilvusStore(MemoryStore):
         """Whether there is a collection; the first time it is seen, it is checked and loaded."""
         if self._dim is None and client.has_collection(self._name, timeout=self._timeout):
             found = client.describe_collection(self._name, timeout=self._timeout)
+            if missing := {*LENGTHS, "position", "vector"} - {field["name"] for field in found["fields"]}:
+                raise ConfigError(
+                    f"The collection {self._name!r} in {self._milvus.address} holds something else than memories: it has no field "
+                    f"{', '.join(sorted(missing))}. Give another `collection` or `uri`."
+                )
             name = found.get("properties", {}).get(EMBEDDER)
             made_by, _, version = str(name).partition(" version ")
             if made_by != self.embedder.name:
@@ -196,7 +202,7 @@ class MilvusStore(MemoryStore):
             while True:
                 where = f"{is_user(user)} and position >= {len(rows)} and position < {len(rows) + PAGE}"
                 page = client.query(self._name, filter=where, output_fields=SHOWN, timeout=self._timeout, **self._within(user))
-                rows += map(row_of, page)
+                rows += [self._read(user, int(fields["position"]), partial(row_of, fields)) for fields in page]
                 if len(page) < PAGE:
                     return rows
 
@@ -216,6 +222,9 @@ class MilvusStore(MemoryStore):
             if self.shared:
                 data, named = [*data, mark_of(user, f"stamp/{key_of(user)}", "stamp", stamp, self._dim or 0)], {}
             client.upsert(self._name, data, timeout=self._timeout, **named)
+            if not self.shared:
+                self._acknowledged = self._acknowledged or Acknowledged(Path(self._milvus.address), self._name)
+                self._acknowledged.note()
         self._stamps[user] = stamp
         self._unflushed += len(rows)
         if not self.shared and self._unflushed >= FLUSH_EVERY:
@@ -233,7 +242,7 @@ class MilvusStore(MemoryStore):
     def _nearest(self, user: str, queries: Vectors, k: int, owner: str | None) -> HitsEach:
         where = f'{is_user(user)} and state == "live"' + ("" if owner is None else f' and owner_key == "{key_of(owner)}"')
         k = min(k, MAX_HITS)
-        limit = min(k + 6, MAX_HITS)
+        limit = min(k + 6 + len(self._unreadable.get(user, ())), MAX_HITS)
         with self._milvus.use() as client:
             if not self._holds(client, user):
                 return [[] for _ in queries]
@@ -244,19 +253,32 @@ class MilvusStore(MemoryStore):
                     self._name, data=list(queries), anns_field="vector", filter=where, limit=limit, output_fields=SHOWN,
                     search_params={"metric_type": "IP", **hnsw}, timeout=self._timeout, **self._within(user),
                 )  # fmt: skip
-                if limit == MAX_HITS or not any(_cuts_a_tie(hits, k, limit) for hits in found):
-                    return [_best(hits, k) for hits in found]
+                if limit == MAX_HITS or not any(cuts_a_tie(hits, k, limit) for hits in found):
+                    return [best_of(hits, k) for hits in found]
                 limit = min(8 * limit, MAX_HITS)
 
     def _users(self) -> Iterable[str]:
         users: list[str] = []
         with self._milvus.use() as client:
             if self._find(client):
-                rows = client.query_iterator(self._name, filter="position == 0", output_fields=["payload"], timeout=self._timeout)
+                rows = client.query_iterator(
+                    self._name, filter="position == 0", output_fields=["payload", "user_key"], timeout=self._timeout
+                )
                 while page := rows.next():
-                    users += [unpacked(row["payload"])["user"] for row in page]
+                    users += [name for row in page if (name := self._user_of(client, row)) is not None]
                 rows.close()
         return users
+
+    def _user_of(self, client: Any, first: Mapping[str, Any]) -> str | None:
+        """Whose a user's first row is: each of the others says so too."""
+        where = f'user_key == "{first["user_key"]}" and position >= 0'
+        for number, row in enumerate([first, first]):
+            rows = client.query(self._name, filter=where, output_fields=["payload"], timeout=self._timeout, limit=16) if number else [row]
+            for found in rows:
+                with suppress(DataError, KeyError):
+                    return str(unpacked(found["payload"])["user"])
+        logger.warning("No row of the user with the key %s in %s can be read.", first["user_key"], self._milvus.address)
+        return None
 
     def _remove(self, user: str) -> None:
         with self._milvus.use() as client:
@@ -270,7 +292,18 @@ class MilvusStore(MemoryStore):
                 self._partitions.discard(key_of(user))
 
     def _close(self) -> None:
+        self._let_go()
         self._milvus.close()
+
+    def _let_go(self) -> None:
+        if self._acknowledged is not None:
+            self._acknowledged.close()
+            self._acknowledged = None
+
+    def _forked(self) -> None:
+        super()._forked()
+        self._stamps.clear()
+        self._held_until, self._acknowledged = 0.0, None
 
     def _holds(self, client: Any, user: str) -> bool:
         """Whether there is a place in which rows of the user can be."""
@@ -287,7 +320,10 @@ class MilvusStore(MemoryStore):
             if not self.shared:
                 yield
                 return
-            key = self._claim(user)
+            with self._milvus.use() as client:
+                if not self._find(client):
+                    self._create(client)
+                key, self._held_until = claim(client, self._name, user, self._dim or 0, self._timeout)
             try:
                 yield
             finally:
@@ -296,45 +332,3 @@ class MilvusStore(MemoryStore):
                         client.delete(self._name, ids=[key], timeout=self._timeout)
                 except StoreError as error:
                     logger.warning("%s Other writers of %r wait for up to %g s.", error, user, LEASE)
-
-    def _claim(self, user: str) -> str:
-        """Leave a row that says "I write" and return its key when there is no other.
-
-        Reads are strongly consistent, so of two writers that each see no other, one would have looked before it had written.
-        Of those who meet, all but the one with the first key take theirs back; a dead writer's counts for nothing after `LEASE`,
-        by the clocks of the machines, which may differ by some seconds: a writer uses half of it.
-        """
-        until = time.monotonic() + self._timeout
-        with self._milvus.use() as client:
-            if not self._find(client):
-                self._create(client)
-            while True:
-                key = f"lock/{uuid.uuid4().hex}"
-                client.upsert(self._name, [mark_of(user, key, "lock", str(time.time() + LEASE), self._dim or 0)], timeout=self._timeout)
-                self._held_until = time.monotonic() + LEASE / 2
-                while (others := self._other_claims(client, user, key)) and key < min(others) and time.monotonic() < until:
-                    time.sleep(random.uniform(0.005, 0.02))
-                if not others:
-                    return key
-                client.delete(self._name, ids=[key], timeout=self._timeout)
-                if time.monotonic() > until:
-                    raise StoreError(f"Another process has been writing to user {user!r} for {self._timeout:g} s. Try again.")
-                time.sleep(random.uniform(0.01, 0.05))
-
-    def _other_claims(self, client: Any, user: str, own: str) -> list[str]:
-        where = f'{is_user(user)} and state == "lock"'
-        rows = client.query(self._name, filter=where, output_fields=["key", "payload"], timeout=self._timeout)
-        dead = [row["key"] for row in rows if float(row["payload"]) < time.time()]
-        if dead:
-            client.delete(self._name, ids=dead, timeout=self._timeout)
-        return [row["key"] for row in rows if row["key"] not in (own, *dead)]
-
-
-def _cuts_a_tie(hits: Sequence[Any], k: int, limit: int) -> bool:
-    """Whether items that are as near as the k-th may have been left out."""
-    return len(hits) == limit and round(hits[-1]["distance"], DIGITS) >= round(hits[k - 1]["distance"], DIGITS)
-
-
-def _best(hits: Sequence[Any], k: int) -> Hits:
-    ordered = sorted(hits, key=lambda hit: hit["entity"]["position"])
-    return best([row_of(hit["entity"]).item for hit in ordered], np.array([hit["distance"] for hit in ordered]), k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, StoreError
+from memfactory.common.processes import INHERITED, tell_of_forks
 from memfactory.common.version import install
+from memfactory.memory.stores import milvus_files
 
+_HOST = re.compile(r"(?:[\w-]+(?:\.[\w-]+)*|\[[0-9a-fA-F:]+\]):\d{1,5}")
+"""`localhost:19530` is no folder."""
 INSTALL = install("milvus")
 
 
@@ -26,12 +31,17 @@ class MilvusConnection:
 
     def __init__(self, uri: str, user: str, password: str, timeout: float, opened: Callable[[Any], None]) -> None:
         """`uri`: a path or scheme://host:port; `timeout`: seconds to connect; `opened` is called with each new client."""
+        uri = f"http://{uri}" if _HOST.fullmatch(uri) else uri
         self.local = "://" not in uri
-        self.address = str(Path(uri).absolute()) if self.local else re.sub("//[^/@]*@", "//", uri)
+        self.address = str(Path(uri).expanduser().absolute()) if self.local else re.sub("//[^/@]*@", "//", uri)
         self._uri, self._login, self._timeout = uri, (user, password), timeout
         self._opened = weakref.WeakMethod(opened)  # a store that is forgotten lets go of its file at once
         self._client: Any = None
         self._engine: weakref.finalize | None = None
+        self._lock: int | None = None
+        self._parent = 0
+        """Of a child that was forked when a file was open: who has it."""
+        tell_of_forks(self)
 
     @contextmanager
     def use(self) -> Iterator[Any]:
@@ -42,6 +52,12 @@ class MilvusConnection:
             from pymilvus.exceptions import MilvusException
         except ImportError as error:
             raise ConfigError(f"The store 'milvus' needs pymilvus, which is not installed ({error}). {INSTALL}") from error
+        if self._parent:
+            raise ConfigError(
+                f"The memories in {self.address} were opened by process {self._parent}, before this one was forked from it, and a file "
+                "serves one process. Open the store after the fork (gunicorn: post_fork or without --preload; celery: "
+                "worker_process_init), in one process; for several run a Milvus server and set MILVUS_URI."
+            )
         try:
             if self._client is None:
                 self._open()
@@ -52,11 +68,22 @@ class MilvusConnection:
 
     def close(self) -> None:
         """Hang up; a file is written out and unlocked."""
-        client, engine, self._client, self._engine = self._client, self._engine, None, None
+        client, engine, self._client, self._engine, self._lock = self._client, self._engine, None, None, None
         if client is not None:
             client.close()
         if engine is not None:
             engine()
+
+    def _forked(self) -> None:
+        """In a forked child: the file is the parent's alone; of a server a new client is made."""
+        INHERITED.append((self._client, self._engine))
+        if self._engine is not None:
+            held = self._engine.detach()
+            INHERITED.append(held)
+            if self._lock is not None:  # closed without unlocking: the lock is the parent's, and ends with it
+                os.close(self._lock)
+            self._parent = os.getppid()
+        self._client = self._engine = self._lock = None
 
     def _open(self) -> None:
         from pymilvus import MilvusClient
@@ -89,14 +116,17 @@ class MilvusConnection:
             raise ConfigError(f"{path} is a file; Milvus Lite 3 keeps a folder (older versions wrote files). Give another uri.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            milvus_files.check(path)
             server, database, port = start_server_in_thread(str(path))
         except DataDirLockedError as error:
             raise StoreError(
-                f"The memories in {path} are in use by another process, or by another store of this one. Close it first; "
+                f"The memories in {path} are in use by {milvus_files.holder(path)}. Close them there first; "
                 "for several processes at a time run a Milvus server and set MILVUS_URI."
             ) from error
         except (MilvusLiteError, OSError) as error:
             raise StoreError(f"The memories in {path} cannot be opened: {error}. Is the place writable, and the disk not full?") from error
+        milvus_files.sign(path)
+        self._lock = database._lock_fd
         # Also when the store is forgotten, or the process ends.
         self._engine = weakref.finalize(self, _stop, server, database)
         return f"http://127.0.0.1:{port}"
@@ -109,7 +139,7 @@ class MilvusConnection:
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return ConfigError(f"Milvus at {self.address} refused the login. Set MILVUS_USER and MILVUS_PASSWORD in .env.")
         reason = " ".join(str(getattr(error, "message", error)).split())[:300]
-        advice = "Is the disk full?" if self.local else "Is it running, and MILVUS_URI right?"
+        advice = "Is the disk full, or a file damaged?" if self.local else "Is it running, and MILVUS_URI right?"
         return StoreError(f"Milvus at {self.address} failed: {reason}. {advice}")
 
 

@@ -9,14 +9,16 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from memfactory.common.errors import DataError
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.stores.base import Row
+from memfactory.memory.search import DIGITS
+from memfactory.memory.stores.rows import Hits, Row, best
 
 MAX_BYTES = 65_535
 """Of a text field."""
@@ -54,15 +56,19 @@ def mark_of(user: str, key: str, state: str, payload: str, dim: int) -> dict[str
 
 
 def row_of(fields: Mapping[str, Any]) -> Row:
-    """The row of `payload` and `position`."""
+    """The row of `payload` and `position`; what is no item raises `DataError`."""
     value = unpacked(fields["payload"])
-    return Row(MemoryItem.from_dict(value), fields["position"], value["deleted"])
+    return Row(MemoryItem.from_dict(value), fields["position"], bool(value.get("deleted")))
 
 
 def unpacked(payload: str) -> dict[str, Any]:
-    """The item's fields, its `user` and whether it is `deleted`."""
-    value = json.loads(payload if payload.startswith("{") else zlib.decompress(base64.b64decode(payload)))
-    assert isinstance(value, dict)
+    """The item's fields, its `user` and whether it is `deleted`; anything else raises `DataError`."""
+    try:
+        value = json.loads(payload if payload.startswith("{") else zlib.decompress(base64.b64decode(payload)))
+    except (ValueError, zlib.error) as error:
+        raise DataError(f"a row of Milvus cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"a row of Milvus is no memory: {value!r:.80}")
     return value
 
 
@@ -75,3 +81,18 @@ def _packed(value: dict[str, Any]) -> str:
         text = json.dumps(value)
         size = len(text)
     return text if size <= MAX_BYTES else base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def cuts_a_tie(hits: Sequence[Any], k: int, limit: int) -> bool:
+    """Whether items that are as near as the k-th may have been left out."""
+    return len(hits) == limit and round(hits[-1]["distance"], DIGITS) >= round(hits[k - 1]["distance"], DIGITS)
+
+
+def best_of(hits: Sequence[Any], k: int) -> Hits:
+    """The k best of Milvus's hits."""
+    items, distances = [], []
+    for hit in sorted(hits, key=lambda hit: hit["entity"]["position"]):
+        with suppress(DataError):  # said when the user is loaded
+            items.append(row_of(hit["entity"]).item)
+            distances.append(hit["distance"])
+    return best(items, np.array(distances), k)

@@ -27,11 +27,12 @@ from memfactory.memory.embedders import Embedder, Vectors
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.search import DIGITS
 from memfactory.memory.stores import graph_rows as graph
-from memfactory.memory.stores.base import Hits, HitsEach, MemoryStore, Row, best
+from memfactory.memory.stores.base import MemoryStore
 from memfactory.memory.stores.bolt_client import BoltClient, Conflict, Rows, Transaction
 from memfactory.memory.stores.bolt_server import BoltServer
 from memfactory.memory.stores.entities import names, sessions
 from memfactory.memory.stores.milvus_rows import key_of
+from memfactory.memory.stores.rows import Hits, HitsEach, Row, best
 from memfactory.memory.stores.shelf import Shelf
 
 T = TypeVar("T")
@@ -173,6 +174,8 @@ class Neo4jStore(MemoryStore):
 
     def _remove(self, user: str) -> None:
         assert self._transaction is not None
+        if self.server is not None:
+            self.server.check_mine("purge")
         more = self._locked[0][2] * _SECONDS_EACH
         for statement in graph.PURGE:
             self._transaction.run(statement, {"user": key_of(user), "name": user}, more=more)
@@ -180,6 +183,11 @@ class Neo4jStore(MemoryStore):
         self._shelves.pop(user, None)
         if self.server is not None:
             self.server.drop_log()
+
+    def _forked(self) -> None:
+        super()._forked()
+        self._shelves.clear()
+        self._transaction, self._locked = None, []
 
     def _close(self) -> None:
         self._shelves.clear()
@@ -258,7 +266,10 @@ class Neo4jStore(MemoryStore):
     def _changed(self, user: str, after: int, more: float = 0.0) -> list[tuple[int, Row]]:
         """Rows written after a revision, each with the revision of its last write."""
         found = (self._transaction or self._graph).run(graph.CHANGED, {"user": key_of(user), "after": after}, more=more)
-        return [(revision, graph.row_of(position, state, values)) for revision, position, state, *values in found]
+        return [
+            (revision, self._read(user, position, partial(graph.row_of, position, state, values)))
+            for revision, position, state, *values in found
+        ]
 
     def _run(self, statement: str, user: str, rows: Sequence[dict[str, Any]]) -> None:
         assert self._transaction is not None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.embedders import Embedder, Vectors
 from memfactory.memory.items import MemoryItem
-from memfactory.memory.stores.base import Row
+from memfactory.memory.stores.rows import Row
 
 
 class Shelf:

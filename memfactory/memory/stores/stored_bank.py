@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from memfactory.memory.bank import Applied, MemoryBank, WritePolicy
 from memfactory.memory.items import MemoryItem, MemoryOp
 from memfactory.memory.search import search
-from memfactory.memory.stores.base import Hits, MemoryStore
+from memfactory.memory.stores.base import MemoryStore
+from memfactory.memory.stores.rows import Hits
 
 CLOSE = 4e-6
 """Cosines that differ by less may stand in another order in a backend that computes in float32."""
@@ -63,6 +65,7 @@ class StoredBank(MemoryBank):
 
     source: tuple[MemoryStore, str] | None = None
     """The store and the user of whom this is the bank; None after an edit."""
+    _counts: ClassVar[bool] = True
     asked: list[Applied] = field(default_factory=list)
     """What came of every `apply` on this bank, and on those made of it."""
 
