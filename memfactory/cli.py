@@ -5,8 +5,11 @@ Knows the commands, not what they do.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +22,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
+from memfactory.common.progress import line_format
 from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
+from memfactory.common.version import __version__
 
 if TYPE_CHECKING:
     from memfactory.common.config import TrainConfig
@@ -37,6 +42,8 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory chat CHECKPOINT [--store S] [--user U]    it remembers
   memfactory data build | fetch NAME ...               data sets
   memfactory list [--import my_parts.py ...]           what is registered
+  memfactory COMMAND --help                            its flags
+  memfactory --version
 
 train, eval, judge, chat, data build and list take --import FILE.py
 (or a module) to make your own parts known."""
@@ -50,8 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "data": data, "list": list_parts, "plan": plan,
     }  # fmt: skip
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] in ([], ["-h"], ["--help"], ["help"]):
         Console().print(USAGE, highlight=False)
+        return 0
+    if arguments[0] in ("-V", "--version", "version"):
+        Console().print(version_line(), highlight=False, soft_wrap=True)
+        return 0
+    if arguments[0] in HELP and {"-h", "--help"} & set(arguments[1:] if arguments[0] != "data" else arguments[1:2]):
+        Console().print(HELP[arguments[0]](), highlight=False, soft_wrap=True, markup=False)
         return 0
 
     def command() -> int | None:
@@ -62,12 +75,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(command)
 
 
+def version_line() -> str:
+    """The versions that a report of a fault should name."""
+    found = []
+    for name in ("torch", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join([f"memfactory {__version__}", *found, f"Python {platform.python_version()}"])
+
+
+def _plan_usage() -> str:
+    from memfactory.common.config import PLAN_USAGE
+
+    return PLAN_USAGE
+
+
+_REPORT_USAGE = """memfactory report FOLDER [--export lm-eval]
+
+Makes report.html, report.md and report.json of an evaluation again from its
+ledgers; nothing is run. --export lm-eval: also in the shape of
+lm-evaluation-harness, in FOLDER/lm_eval."""
+
+_COMPARE_USAGE = """memfactory compare A B
+
+Two models on what both were evaluated on, paired by question: their folders,
+such as output/evaluation/base output/evaluation/trained."""
+
+_LIST_USAGE = """memfactory list [--import my_parts.py ...]
+
+What is registered, with its options; --import adds your own parts."""
+
+_DATA_USAGE = """memfactory data build NAME --output FILE [--flag value ...]
+memfactory data fetch NAME [--folder datas]
+
+build makes a data set (`memfactory list` shows the generators), fetch gets a
+published one. `memfactory data build --help` lists the flags."""
+
+HELP: dict[str, Callable[[], str]] = {
+    "plan": _plan_usage, "report": lambda: _REPORT_USAGE, "compare": lambda: _COMPARE_USAGE, "list": lambda: _LIST_USAGE,
+    "data": lambda: _DATA_USAGE,
+}  # fmt: skip
+"""Of the commands whose flags are few: said without loading what they need."""
+
+EVAL_USAGE = "memfactory eval --models M ... (--datasets D ... | --tasks TASK=FILE ...) [--flag value ...]"
+
+
+def _use_api_options(given: str) -> None:
+    """`--api_options`, for this command and the processes that it starts, as if LLM_OPTIONS were set to that."""
+    from memfactory.common.flags import mapping_of
+
+    if mapping_of("api_options", given):
+        os.environ["LLM_OPTIONS"] = given
+
+
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
     import transformers
 
     rank = int(os.environ.get("RANK") or 0)  # of several processes that train together, as the launcher says
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format=line_format(), datefmt="%Y-%m-%d %H:%M:%S")
     for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
@@ -94,11 +160,13 @@ def guarded(command: Callable[[], int | None]) -> int:
 def train(arguments: Sequence[str]) -> None:
     """`memfactory train`."""
     from memfactory.common.config import read_config
-    from memfactory.trainers.base import device_of
-    from memfactory.trainers.memory_plan import report_memory
 
     load_settings()
     config = read_config(arguments, slots_of, defaults_of)
+    from memfactory.trainers.base import device_of  # after the flags: --help needs no torch
+    from memfactory.trainers.memory_plan import report_memory
+
+    _use_api_options(config.api_options)
     import_plugins(config.plugins)
     trainer_class = TRAINER_REGISTRY.get(config.trainer)
     if config.trainer == "mem_grpo" and config.model_name_or_path and config.data_path:
@@ -113,12 +181,8 @@ def train(arguments: Sequence[str]) -> None:
 def plan(arguments: Sequence[str]) -> int:
     """`memfactory plan`."""
     from memfactory.common.config import read_config
-    from memfactory.trainers.plan_table import USAGE as PLAN_USAGE
     from memfactory.trainers.plan_table import plan as plan_run
 
-    if any(word in ("-h", "--help") for word in arguments):
-        Console().print(PLAN_USAGE, highlight=False, soft_wrap=True, markup=False)
-        return 0
     return plan_run(arguments, Console(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
 
 
@@ -129,7 +193,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from memfactory.evaluation.orchestrator import evaluate_all
 
     load_settings()
-    config, _ = parse_flags(EvalConfig, arguments, "memfactory eval")
+    config, _ = parse_flags(EvalConfig, arguments, "memfactory eval", EVAL_USAGE)
+    _use_api_options(config.api_options)
     import_plugins(config.plugins)
     return evaluate_all(config, Console())
 
@@ -171,6 +236,7 @@ def judge(arguments: Sequence[str]) -> int:
     config, words = parse_flags(JudgeConfig, arguments, "memfactory judge", JUDGE_USAGE, 1)
     if not words:
         raise UserError(f"memfactory judge takes the folder of an evaluation, such as output/evaluation: {JUDGE_USAGE}.")
+    _use_api_options(config.api_options)
     return judge_all(Path(words[0]), config, Console(highlight=False))
 
 
@@ -182,6 +248,7 @@ def chat_with(arguments: Sequence[str]) -> int:
 
     load_settings()
     config, words = parse_flags(ChatConfig, arguments, "memfactory chat", CHAT_USAGE, 1)
+    _use_api_options(config.api_options)
     return chat(words, config, Console(highlight=False))
 
 

@@ -29,12 +29,13 @@ FLAGS = PUBLIC | set(
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
     "reference max_steps max_cpu_minutes max_rollout_tokens packing attention_backend seed device threads eval_steps eval_samples eval_k "
     "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap parallel profile_steps "
-    "rollout_servers".split()
+    "rollout_servers api_options".split()
 )
 """All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
 
 SPECIAL = {
     "old_logprobs": "frozen", "agent_options": '{"a": 1}', "env_options": '{"a": 1}', "trainer_options": '{"a": 1}',
+    "api_options": '{"a": 1}',
     "roles": '{"a": "policy"}', "plugins": ["x"], "loss_options": '{"a": 1}', "engine_options": '{"a": 1}', "tis": "sequence",
     "master_weights": "split", "gradients": "bf16", "moments": "8bit", "reference": "cpu",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
 from memfactory.common.errors import ConfigError, unknown_name
-from memfactory.common.files import looks_local, read_json
+from memfactory.common.files import looks_local, read_object
 from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.base import Engine
@@ -79,7 +79,9 @@ def trained_as(model: str) -> dict[str, Any]:
             path = Path(hf_hub_download(model, ABOUT))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
             return {}  # it has none; or there is no such model here or there, which is said when it is loaded
-    return read_json(path) if path.is_file() else {}
+    kinds = {"agent": str, "agent_options": dict[str, Any], "roles": dict[str, str]}
+    about = read_object(path) if path.is_file() else {}
+    return read_object(path, {name: kind for name, kind in kinds.items() if name in about}) if about else about
 
 
 def context_window(model: str) -> int | None:
@@ -90,8 +92,10 @@ def context_window(model: str) -> int | None:
             path = Path(hf_hub_download(model, "config.json"))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
             return None  # said when it is loaded
-    about = read_json(path) if path.is_file() else {}
-    return about.get("max_position_embeddings") or about.get("text_config", {}).get("max_position_embeddings")
+    about = read_object(path) if path.is_file() else {}
+    text = about.get("text_config")
+    found = about.get("max_position_embeddings") or (text.get("max_position_embeddings") if isinstance(text, dict) else None)
+    return found if isinstance(found, int) else None  # a broken file is said where the model is loaded
 
 
 def answered_by_others(model: str) -> dict[str, str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.files import read_yaml
 from memfactory.common.flags import option
 from memfactory.common.ranges import check_ranges
 
@@ -83,11 +82,8 @@ def read_plan(config: ArenaConfig) -> Plan:
     path = Path(config.config)
     if not path.is_file():
         raise MissingFileError(f"No such arena: {path}. examples/arena.yaml ships with the project.")
-    try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(told, dict) or not isinstance(told.get("rows"), dict):
+    told = read_yaml(path)
+    if not isinstance(told.get("rows"), dict):
         raise ConfigError(f"{path} must be a mapping with `rows`, a mapping of what is compared.")
     rows = {name: _made(ArenaRow, {"name": name, **row}, f"row {name} of {path}") for name, row in told["rows"].items()}
     for name in config.agents:

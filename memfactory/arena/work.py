@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from memfactory.arena.plan import ArenaRow, Plan
 from memfactory.common.errors import ConfigError, InfrastructureError
 from memfactory.common.files import read_json, write_json, write_text
+from memfactory.common.progress import Lines
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.generators import synth_dialog as _generator  # noqa: F401 - registers it
 from memfactory.evaluation.anchors import kinds_of, with_anchors
@@ -85,7 +86,8 @@ def train_all(plan: Plan, place: Place, workers: int, console: Console) -> None:
         return
     free, running = _devices(workers), list[tuple[str, str, subprocess.Popen[bytes]]]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=1) as progress:
+    lines = Lines(bar=console.is_terminal, every=60)
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=1) as progress:
         task = progress.add_task("trainings", total=len(waiting))
         try:
             while waiting or running:
@@ -94,7 +96,9 @@ def train_all(plan: Plan, place: Place, workers: int, console: Console) -> None:
                     name, device = plan.run_name(row.name, seed), free.pop(0)
                     running.append((name, device, _start(train_config(plan, row, seed, place), place.run(name), device)))
                 time.sleep(0.2)
-                progress.update(task, description=f"training {', '.join(name for name, _, _ in running)}")
+                names = ", ".join(name for name, _, _ in running)
+                progress.update(task, description=f"training {names}")
+                lines.tell(f"training {names}: {progress.tasks[0].completed:.0f} of {progress.tasks[0].total:.0f} done")
                 for ended in [one for one in running if one[2].poll() is not None]:
                     name, device, process = ended
                     running.remove(ended)

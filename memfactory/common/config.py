@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
+from memfactory.common.errors import ConfigError, unknown_name
+from memfactory.common.files import read_yaml
 from memfactory.common.flags import FlagParser, gathered, mapping_of, option
 from memfactory.common.ranges import check_ranges
 
@@ -218,6 +217,15 @@ class TrainConfig:
 
 USAGE = "memfactory train [CONFIG.yaml] [--flag value ...]     flags win over the file"
 
+PLAN_USAGE = """memfactory plan --model PATH_OR_NAME --gpu GIB [--gpus N] [CONFIG.yaml] [training flags]
+
+  --model   a folder, or a known name such as Qwen3-4B
+  --gpu     GiB of a GPU, such as 24, 40, 80 or 141
+  --gpus    how many there are, each with a process (default 1)
+
+What the flags say of how weights are held (--lora_r, --master_weights, ...)
+is kept. It ends with the command to copy."""
+
 
 SlotsOf = Callable[[TrainConfig], Iterable[str]]
 DefaultsOf = Callable[[TrainConfig], Mapping[str, Any]]
@@ -265,14 +273,7 @@ def _take_slots(config: TrainConfig, extra: list[str], slots: list[str]) -> list
 
 
 def _yaml_flags(path: Path, known: set[str]) -> list[str]:
-    if not path.is_file():
-        raise MissingFileError(f"No such configuration file: {path}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of options, not a {type(values).__name__}.")
+    values = read_yaml(path, "configuration file")
     for key, value in values.items():
         if key not in known:
             raise unknown_name(f"key of {path}", str(key), known)

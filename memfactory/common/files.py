@@ -7,13 +7,17 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from memfactory.common.errors import DataError, MissingFileError
+import yaml
+
+from memfactory.common.errors import ConfigError, DataError, MissingFileError
 from memfactory.common.guarded_json import loads
+from memfactory.common.records import fits
 from memfactory.common.text import ESCAPED_HALF, mend_value
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,79 @@ def read_json(path: Path, hint: str = "") -> Any:
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_object(path: Path, needed: Mapping[str, Any] = MappingProxyType({}), hint: str = "") -> dict[str, Any]:
+    """Parse a JSON file that holds an object; `needed`: {field: its type}, such as {"examples": list[str]}, of those that it must have."""
+    value = read_json(path, hint)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected an object, got {value!r:.60}.")
+    for name, kind in needed.items():
+        if name not in value or not fits(value[name], kind):
+            raise DataError(f"{path} is not as it was written: its field {name!r} is {value.get(name)!r:.60}.")
+    return value
+
+
+def read_rows(path: Path, hint: str = "") -> Any:
+    """Parse a data file, whatever its ending: JSON, or one JSON object a line."""
+    lines = path.suffix == ".jsonl"
+    try:
+        return read_jsonl(path, hint) if lines else read_json(path, hint)
+    except MissingFileError:
+        raise
+    except DataError as error:
+        first = _text(path).lstrip()[:1]  # the other form begins otherwise: a list, or a line that is whole
+        try:
+            if first == "[" if lines else first == "{":
+                return read_json(path) if lines else read_jsonl(path)
+        except DataError:
+            pass
+        raise error
+
+
+def read_yaml(path: Path, what: str = "file") -> dict[str, Any]:
+    """A YAML file's mapping. A key that stands twice, aliases (a few of which can be a billion laughs) and what is no text, number,
+    switch, list or mapping of these are refused; a date is the text that it was written as."""
+    if not path.is_file():
+        raise MissingFileError(f"No such {what}: {path}.")
+    try:
+        value = yaml.load(_text(path), Loader=_Plain)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, (dict, type(None))) or not all(isinstance(key, str) for key in value or {}):
+        raise ConfigError(f"{path} must hold a mapping of options, not a {type(value).__name__}.")
+    return value or {}
+
+
+class _Plain(yaml.SafeLoader):
+    """Only what JSON has."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not taken; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str) or key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value!r:.60} stands twice or is no text, at line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _not_taken(_: _Plain, node: yaml.Node) -> Any:
+    raise yaml.YAMLError(f"{node.tag} is not taken, at line {node.start_mark.line + 1}")
+
+
+_Plain.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag in ("binary", "set", "omap", "pairs", "timestamp", "python/tuple"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_tag}", _not_taken)
+
+
 def read_jsonl(path: Path, hint: str = "") -> list[dict[str, Any]]:
     """Parse a JSON-lines file of objects; an error names the line. A missing file is `MissingFileError` with `hint`."""
     return [row for _, row in numbered_jsonl(path, hint)]
@@ -98,7 +175,7 @@ def _mended(path: Path, text: str, value: Any) -> Any:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 

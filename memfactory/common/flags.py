@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -47,11 +48,28 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+class _Help(argparse.HelpFormatter):
+    """Each flag once, as the docs spell it, with its default where that says something."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name.lstrip("-")] or action.option_strings
+        if action.nargs == 0:
+            return ", ".join(names)
+        kind = {int: "N", float: "X", string_to_bool: "True|False"}.get(action.type, "TEXT")
+        return f"{', '.join(names)} {f'{kind} ...' if action.nargs == '+' else kind}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = action.help or ""
+        if action.default in (None, "", "{}", [], argparse.SUPPRESS) or "Default:" in said:
+            return said
+        return f"{said} Default: %(default)s."
+
+
 class FlagParser(HfArgumentParser):
     """argparse whose complaints are ours: one message, no page of usage. A switch without a value is True, whatever its default."""
 
     def __init__(self, options: Any, **settings: Any) -> None:
-        super().__init__(options, **settings)
+        super().__init__(options, formatter_class=_Help, **settings)
         for action in self._actions:
             if action.type is string_to_bool:  # the base class lets only those with a default of their own stand bare
                 action.nargs, action.const = "?", True

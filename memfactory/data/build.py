@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import memfactory.data.squad_qa  # noqa: F401 - these imports register the gener
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import looks_local, write_text
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.progress import Lines
 from memfactory.common.ranges import check_ranges
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.audit import Audit, audit
@@ -110,7 +112,10 @@ def build(config: BuildConfig) -> BuildReport | FolderReport:
         return _build_folder(config, path, generator, options)
     records = generator(config.number, **options)
     # A bar on a terminal only; the shortest builds are over before it would show.
-    shown = list(tqdm(records, total=config.number, desc=config.name, unit="record", delay=2, leave=False, disable=None))
+    shown, lines = [], Lines(bar=sys.stderr.isatty())
+    for record in tqdm(records, total=config.number, desc=config.name, unit="record", delay=2, leave=False, disable=None):
+        shown.append(record)
+        lines.tell(f"{config.name}: {len(shown)} of {config.number} records")
     dialogues = all(map(is_dialogue, shown))
     if config.form != BuildConfig.form and not dialogues:
         raise ConfigError(f"--form {config.form}: {config.name} makes no dialogues. synth_dialog does.")

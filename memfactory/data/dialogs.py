@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import DataError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.files import read_rows
 from memfactory.data.dialog_records import Loaded, Record, answer_texts, check_dialogue, field, objects
 from memfactory.data.dialog_rules import is_dialogue
 from memfactory.data.locomo import is_locomo, locomo_dialogue
@@ -87,7 +87,7 @@ def load_bank_rows(path: Path, rows: list[Any] | None = None) -> LoadedRows:
 
 
 def _rows(path: Path, forms: str) -> list[Any]:
-    rows = read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+    rows = read_rows(path, HINT)
     rows = [rows] if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} must hold records of the form {forms}; it holds {'none' if rows == [] else f'a {type(rows).__name__}'}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import DataError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.files import read_rows
 from memfactory.data.parquet import read_parquet
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_longcontext(path: Path) -> list[dict[str, Any]]:
 def _rows(path: Path) -> Any:
     if path.suffix == ".parquet":
         return read_parquet(path, HINT)
-    return read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+    return read_rows(path, HINT)
 
 
 def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:

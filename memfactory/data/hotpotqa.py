@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, DataError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.files import read_rows
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.documents import LEGACY_SEED, join_documents, permuted
 from memfactory.data.parquet import read_parquet
@@ -138,7 +138,7 @@ def read_items(paths: Sequence[Path]) -> list[Item]:
 def _rows(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
         return read_parquet(path, HINT)
-    rows = read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+    rows = read_rows(path, HINT)
     if not isinstance(rows, list):
         raise DataError(f"{path} must hold a list of HotpotQA records, not a {type(rows).__name__}.")
     return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memfactory.common.errors import ConfigError, DataError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.files import read_rows
 
 HINT = "`memfactory data build synth_topics --output FILE.json` makes one."
 
@@ -64,7 +64,7 @@ class GoldCiter:
 
 def load_rerank(path: Path) -> list[RerankExample]:
     """The questions of a JSON list or JSON lines; what is wrong is a `DataError` that names the record and the field."""
-    rows = read_jsonl(path, HINT) if path.suffix == ".jsonl" else read_json(path, HINT)
+    rows = read_rows(path, HINT)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} must hold a list of questions with memories, {{input, M, outputs}}. {HINT}")
     return [_example(row, f"{path}, record {number}", f"{path.stem}/{number}") for number, row in enumerate(rows)]

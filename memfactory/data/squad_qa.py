@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, DataError
-from memfactory.common.files import read_json
+from memfactory.common.files import read_json, read_rows
 from memfactory.common.registry import GENERATOR_REGISTRY
 from memfactory.data.dialog_records import field, objects
 from memfactory.data.documents import join_documents, permuted, split_documents
@@ -66,7 +66,7 @@ def _record(item: Item, answers: list[str], pool: Pool, seed: int, tokens: int, 
 
 
 def _is_squad(path: Path) -> bool:
-    held = read_json(path) if path.suffix == ".json" else None
+    held = read_rows(path) if path.suffix == ".json" else None
     return isinstance(held, dict) and "data" in held
 
 

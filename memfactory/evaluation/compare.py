@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, MissingFileError
-from memfactory.common.files import read_json
+from memfactory.common.files import read_object
 from memfactory.evaluation.estimates import holm, minimum_detectable_effect
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import load_scores
-from memfactory.evaluation.ledger import differences
+from memfactory.evaluation.ledger import differences, read_job
 from memfactory.evaluation.replay import hash_in
 from memfactory.evaluation.statistics import few_clusters, mcnemar, paired_difference, verdict
 
@@ -83,8 +83,8 @@ def adjusted(rows: list[Row]) -> list[Row]:
 def datasets_of(folder: Path) -> dict[str, Path]:
     """{data set: its folder} of an evaluated model's folder, or of the folder of one of its data sets."""
     if (folder / "job.json").is_file():
-        return {read_json(folder / "job.json")["dataset"]: folder}
-    found = {read_json(job)["dataset"]: job.parent for job in sorted(folder.glob("*/job.json"))}
+        return {read_job(folder)["dataset"]: folder}
+    found = {read_job(job.parent)["dataset"]: job.parent for job in sorted(folder.glob("*/job.json"))}
     if not found:
         inner = sorted({str(job.parent.parent) for job in folder.glob("*/*/job.json")})
         advice = f" It holds several models: {', '.join(inner)}. Name two of them." if inner else " `memfactory eval` makes one."
@@ -95,7 +95,7 @@ def datasets_of(folder: Path) -> dict[str, Path]:
 def compare(base: Path, model: Path) -> tuple[list[Row], list[str]]:
     """(paired rows on the data sets that both have, notes on what differs besides the model or is missing on a side)."""
     a, b = datasets_of(base), datasets_of(model)
-    names = {folder: read_json(next(iter(sets.values())) / "job.json")["model_name"] for folder, sets in ((base, a), (model, b))}
+    names = {folder: read_job(next(iter(sets.values())))["model_name"] for folder, sets in ((base, a), (model, b))}
     labels = (names[base], names[model]) if names[base] != names[model] else (str(base), str(model))
     shared = [name for name in a if name in b]
     if not shared:
@@ -118,7 +118,7 @@ def compare(base: Path, model: Path) -> tuple[list[Row], list[str]]:
 
 def other_differences(base: Path, model: Path) -> list[str]:
     """What differs between two evaluated data-set folders besides the model; other data or another env raises `ConfigError`."""
-    changed = differences(read_json(base / "fingerprint.json"), read_json(model / "fingerprint.json"))
+    changed = differences(read_object(base / "fingerprint.json"), read_object(model / "fingerprint.json"))
     if wrong := [text for text in changed if text.startswith(_MUST_AGREE)]:
         raise ConfigError(f"{base} and {model} were not scored on the same: {'; '.join(wrong)}. Evaluate both on one data set and env.")
     if any(text.startswith("memories") for text in changed) and hash_in(base) == hash_in(model):

@@ -21,7 +21,7 @@ from memfactory.agents.anchors import beside
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, context_window, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
-from memfactory.common.files import read_json, write_json, write_text
+from memfactory.common.files import write_json, write_text
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
 from memfactory.common.version import __version__
 from memfactory.engines.api import PREFIX, APIChat
@@ -31,7 +31,7 @@ from memfactory.envs.base import BaseEnv
 from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import SHOWN, Scores, evaluate, planned, scores_of
 from memfactory.evaluation.leak import check_no_leak, refuse_without_evidence
-from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts
+from memfactory.evaluation.ledger import GREEDY, Ledger, read_attempts, read_job
 from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.questions import read_questions, scores_by_question, write_questions
 from memfactory.evaluation.replay import Replay
@@ -200,7 +200,7 @@ def load_scores(folder: str | Path) -> Scores:
     path = folder / "job.json"
     if not path.is_file():
         raise MissingFileError(f"{folder} is no evaluated data set: it has no job.json. `memfactory eval` makes one.")
-    job = read_json(path)
+    job = read_job(folder)
     attempts = {attempt.key: attempt for attempt in read_attempts(folder)}
     asked = read_questions(folder)
     if asked is None:

@@ -16,7 +16,7 @@ import memfactory.envs as _envs  # noqa: F401 - registers the envs that jobs nam
 from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError
 from memfactory.common.files import file_hash, read_json
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
-from memfactory.evaluation.ledger import GREEDY, Attempt, Key, read_attempts
+from memfactory.evaluation.ledger import GREEDY, Attempt, Key, read_attempts, read_job
 from memfactory.judges.exact import needs_all
 from memfactory.judges.judge_prompts import ABSTENTION
 from memfactory.judges.judgment import Case
@@ -107,7 +107,7 @@ class Evaluated:
 
 def evaluated(folder: Path) -> Evaluated:
     """Read a job's folder. Data that changed since raises `ConfigError`: the gold answers are no longer those of the attempts."""
-    job = read_json(folder / "job.json")
+    job = read_job(folder)
     path = folder / "questions.json"
     try:
         questions, rule = _of_task(read_json(path)) if path.is_file() else _of_env(folder, job)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import write_json, write_text
 from memfactory.common.flags import option
+from memfactory.common.progress import Lines
 from memfactory.common.ranges import check_ranges
 from memfactory.common.registry import import_plugins
 from memfactory.engines.api import PREFIX, APIChat
@@ -84,13 +85,18 @@ def judge_all(root: Path, config: JudgeConfig, console: Console) -> int:
         config.judge, chat, config.max_tokens, prompt=config.prompt, votes=config.votes, temperature=config.temperature
     )  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    lines = Lines(bar=console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=0)
 
         def planned(count: int) -> None:
             progress.update(task, total=(progress.tasks[0].total or 0) + count)
 
-        rows = judge_folders(folders, judge, config, planned, lambda: progress.advance(task))
+        def done() -> None:
+            progress.advance(task)
+            lines.tell(f"judging: {progress.tasks[0].completed:.0f} of {progress.tasks[0].total:.0f}")
+
+        rows = judge_folders(folders, judge, config, planned, done)
     chat.close()
     console.print(judged_table(rows))
     for note in judged_notes(rows):

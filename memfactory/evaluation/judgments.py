@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import DataError
+from memfactory.common.records import record
 from memfactory.evaluation.ledger import append_lines, open_locked, whole_length
 from memfactory.judges.judgment import Case, Judgment
 
@@ -84,9 +85,11 @@ def read_judgments(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[Place,
             if "identity" in row:
                 judges[row["judge"]] = row["identity"]
             else:
-                line = Line(**row)
+                line = record(Line, row, f"{path}, line {number}", "Remove the line, and judge again.")
                 lines[line.place] = line
-        except (ValueError, TypeError, KeyError) as error:
+        except DataError:
+            raise
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not a judgment ({error}). Move the file away and judge again.") from error
     return judges, lines
 

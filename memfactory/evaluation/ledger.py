@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import ConfigError, DataError, MissingFileError
-from memfactory.common.files import read_json, write_json
+from memfactory.common.files import read_object, write_json
+from memfactory.common.records import record
 
 GREEDY, SAMPLED = "greedy", "sampled"
 Key = tuple[str, str, int]
@@ -123,6 +124,14 @@ class Ledger:
         self.close()
 
 
+def read_job(folder: Path) -> dict[str, Any]:
+    """What a job's folder was asked, as its job.json says."""
+    return read_object(folder / "job.json", {"dataset": str, "model_name": str, "k": int, "examples": list[str]})
+
+
+_ADVICE = "Remove the line, and a second start makes the attempt again; or move the folder away."
+
+
 def read_attempts(folder: Path) -> list[Attempt]:
     """Every whole line of a folder's ledger, in order; several lines of one attempt are a failure and its later repeats."""
     path = folder / "attempts.jsonl"
@@ -131,9 +140,10 @@ def read_attempts(folder: Path) -> list[Attempt]:
     attempts = []
     for number, line in enumerate(path.read_bytes()[: whole_length(path)].split(b"\n")[:-1], 1):
         try:
-            attempts.append(Attempt(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, line {number} is not an attempt ({error}). Move the folder away and evaluate again.") from error
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is not an attempt ({error}). {_ADVICE}") from error
+        attempts.append(record(Attempt, row, f"{path}, line {number}", _ADVICE))
     return attempts
 
 
@@ -173,7 +183,7 @@ def _check(folder: Path, fingerprint: dict[str, Any]) -> None:
             raise ConfigError(f"{folder} holds attempts but no fingerprint.json to say what made them. Move the folder away.")
         write_json(path, fingerprint)
         return
-    changed = differences(read_json(path), json.loads(json.dumps(fingerprint)))
+    changed = differences(read_object(path), json.loads(json.dumps(fingerprint)))
     if changed:
         raise ConfigError(
             f"{folder} holds attempts made under other conditions, so the two must not be mixed: {'; '.join(changed)}. "

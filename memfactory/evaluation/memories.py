@@ -21,6 +21,7 @@ from typing import Any
 
 from memfactory.agents.base import BaseAgent, Request
 from memfactory.common.errors import DataError
+from memfactory.common.records import record
 from memfactory.common.types import Trajectory, Turn, View
 from memfactory.evaluation.fingerprint import write_fingerprint
 from memfactory.evaluation.ledger import Attempt, Key, append_lines, open_locked, whole_length
@@ -161,9 +162,10 @@ def read_memories(folder: Path) -> list[Written]:
     found = []
     for number, text in enumerate(path.read_bytes()[: whole_length(path)].split(b"\n")[:-1], 1):
         try:
-            line = Written(**json.loads(text))
-        except (ValueError, TypeError) as error:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not a written memory ({error}). Remove the line.") from error
+        line = record(Written, row, f"{path}, line {number}", "Remove the line.")
         if hash_of((line.form, line.memory)) != line.sha256:
             raise DataError(f"{path}, line {number}: the memory is not the one that was written (its SHA-256 differs). Remove the line.")
         found.append(line)

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import read_json, write_json
+from memfactory.common.progress import Lines
 from memfactory.evaluation.anchors import anchor_notes
 from memfactory.evaluation.by_type import all_type_rows, task_notes, type_markdown, type_table
 from memfactory.evaluation.compare import other_differences
@@ -228,7 +229,8 @@ def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Cons
     waiting = sorted((replace(job, threads=threads) for job in jobs), key=_size)
     free, running, failed, refused, without = list(places), list[_Running](), dict[str, str](), set[str](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("attempts"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=2) as progress:
+    lines = Lines(bar=console.is_terminal)
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=2) as progress:
         tasks = {job.folder: progress.add_task(escape(f"{job.model_name} on {job.dataset}"), total=None) for job in waiting}
         try:
             while waiting or running:
@@ -254,10 +256,18 @@ def _run(jobs: Sequence[Job], places: Sequence[str], threads: int, console: Cons
                         refused |= {worker.job.folder} if code == _USER_ERROR else set()
                     running.remove(worker)
                     free.append(worker.place)
+                    lines.tell(_told(progress, worker.task), now=True)
+                if running:
+                    lines.tell("; ".join(_told(progress, worker.task) for worker in running))
         finally:
             for worker in running:
                 worker.process.terminate()
     return failed, refused, without
+
+
+def _told(progress: Progress, task: TaskID) -> str:
+    found = next(one for one in progress.tasks if one.id == task)
+    return f"{found.description}: {found.completed:.0f} of {'?' if found.total is None else f'{found.total:.0f}'} attempts"
 
 
 def _size(job: Job) -> float:

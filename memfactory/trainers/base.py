@@ -27,6 +27,7 @@ from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scal
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import file_hash
+from memfactory.common.progress import Lines
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
 from memfactory.common.tracking import Trackers, build_trackers, tracker_names
 from memfactory.common.version import __version__
@@ -184,8 +185,9 @@ class BaseTrainer(ABC):
         names, main = tracker_names(config.report_to, config.wandb_name), self.ranks.main
         trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
-        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": not main}
+        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": None if main else True}
         self.clock.start()
+        lines = Lines(bar=sys.stderr.isatty() or not main, every=10)
         try:
             with self._explaining(), tqdm(total=self._known_total(), initial=self.step, **shown) as bar:
                 while self.step < self.total_steps and not self._spent():
@@ -198,7 +200,10 @@ class BaseTrainer(ABC):
                     self._track(trackers, metrics | self.clock.shares())
                     bar.update()
                     bar.total = self._known_total()
-                    bar.set_postfix({name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics})
+                    told = {name: f"{metrics[name]:.3f}" for name in self.bar_metrics if name in metrics}
+                    bar.set_postfix(told)
+                    numbers = "".join(f", {name} {number}" for name, number in told.items())
+                    lines.tell(f"step {self.step} of {self._known_total() or '?'}{numbers}", now=self.step == self.total_steps)
                     if config.save_steps and self.step % config.save_steps == 0 and saved is None:
                         saved = self.save()
                 saved = saved or self.save()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from memfactory.common.config import TrainConfig, read_config
+from memfactory.common.config import PLAN_USAGE, TrainConfig, read_config
 from memfactory.common.errors import ConfigError, UserError
 from memfactory.trainers.held import Held, held_by
 from memfactory.trainers.memory_plan import CACHE, MemoryPlan, bytes_per_parameter, lengths, plan_memory, slots_wanted
@@ -23,15 +23,6 @@ from memfactory.trainers.setup import required_model
 
 USABLE = 0.94
 """Of a GPU's memory: the rest is CUDA's own and what allocating in pieces wastes."""
-
-USAGE = """memfactory plan --model PATH_OR_NAME --gpu GIB [--gpus N] [CONFIG.yaml] [training flags]
-
-  --model   a folder, or a known name such as Qwen3-4B
-  --gpu     GiB of a GPU, such as 24, 40, 80 or 141
-  --gpus    how many there are, each with a process (default 1)
-
-What the flags say of how weights are held (--lora_r, --master_weights, ...)
-is kept. It ends with the command to copy."""
 
 SCHEMES: dict[str, dict[str, object]] = {
     "fp32 weights": {"master_weights": "fp32", "moments": "fp32"},
@@ -119,7 +110,7 @@ def _taken(arguments: Sequence[str]) -> tuple[str | None, float, int, list[str]]
             taken[name] = words[at + 1]
             del words[at : at + 2]
     if "--gpu" not in taken:
-        raise UserError(f"memfactory plan needs the GPU's memory: {USAGE}. Models known by name: {', '.join(KNOWN)}.")
+        raise UserError(f"memfactory plan needs the GPU's memory: {PLAN_USAGE.splitlines()[0]}. Models known by name: {', '.join(KNOWN)}.")
     try:
         gpu = float(taken["--gpu"])
     except ValueError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memfactory.common.files import numbered_jsonl, read_json, read_jsonl
+from memfactory.common.files import numbered_jsonl, read_rows
 from memfactory.common.registry import TASK_REGISTRY
 from memfactory.data.dialog_records import field, texts
 from memfactory.data.documents import split_documents
@@ -34,7 +34,7 @@ class HotpotQA(Task):
     instruction = "Answer in a few words."
 
     def load(self, path: Path) -> Loaded:
-        rows = [] if path.suffix == ".parquet" else read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+        rows = [] if path.suffix == ".parquet" else read_rows(path)
         first: Any = rows[0] if isinstance(rows, list) and rows else {}
         if isinstance(first, dict) and "input" in first:
             return Loaded([_of_row(row) for row in load_longcontext(path)])

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from memfactory.common.errors import DataError
-from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.files import read_rows
 from memfactory.data.parquet import read_parquet
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 0, record) of a JSON list, JSON lines or parquet; a list under `data` is one too. None at all is an error."""
-    rows: Any = read_parquet(path, "") if path.suffix == ".parquet" else read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    rows: Any = read_parquet(path, "") if path.suffix == ".parquet" else read_rows(path)
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
     rows = [rows] if isinstance(rows, dict) else rows
