@@ -30,6 +30,7 @@ class Settings:
     milvus_uri: str | None
     milvus_user: str | None
     milvus_password: str | None
+    memfactory_today: str | None
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -24,6 +24,7 @@ from memfactory.common.settings import load_settings
 from memfactory.common.text import mend
 from memfactory.common.types import Finish, Messages, Sampling, Turn
 from memfactory.engines.base import run, seed_of
+from memfactory.engines.template import OPEN, canonical
 
 if TYPE_CHECKING:
     import openai
@@ -205,6 +206,9 @@ class APIChat:
         if broken:
             self.stats["mended_characters"] += broken
             log.warning("%s answered with %d half characters (lone surrogates); each is read as U+FFFD.", self, broken)
+        whole = canonical(whole)
+        if reason == "length" and not whole.strip():  # all of its budget went into a thought that the server does not show
+            whole = OPEN
         return whole, "length" if reason == "length" else "stop"
 
 

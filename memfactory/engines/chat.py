@@ -18,6 +18,7 @@ from memfactory.common.text import mend
 from memfactory.common.types import Dropped, Messages, Sampling, Trajectory, Turn
 from memfactory.engines.base import Engine
 from memfactory.engines.prompt import encode_messages
+from memfactory.engines.template import OPEN, thoughts_of
 
 MENDED = "mended_characters"
 """In a report: half characters (lone surrogates) that became U+FFFD on their way to or from a model."""
@@ -50,19 +51,15 @@ class LocalChat:
             raise ConfigError("This tokenizer has no chat template. Use an instruction-tuned checkpoint, or set tokenizer.chat_template.")
         return encode_messages(self.tokenizer, messages)
 
-    def _inside_thought(self, prompt: tuple[int, ...]) -> bool:
-        if "<think>" not in str(self.tokenizer.chat_template):
-            return False
-        return str(self.tokenizer.decode(list(prompt[-8:]))).rstrip().endswith("<think>")
-
     async def chat(self, messages: Messages, stage: str, sampling: Sampling) -> Turn:
         prompt = self.encode(messages)
         if self.max_prompt_length is not None and len(prompt) > self.max_prompt_length:
             raise PromptTooLong(f"The {stage} prompt has {len(prompt)} tokens, max_prompt_length is {self.max_prompt_length}.")
         out = await self.engine.complete(prompt, sampling)
-        text = str(self.tokenizer.decode(list(out.ids), skip_special_tokens=True))
-        if self._inside_thought(prompt):  # the template opened it; without its tag a cut-off thought would pass for an answer
-            text = "<think>" + text
+        thoughts = thoughts_of(self.tokenizer, str(self.tokenizer.chat_template))
+        text = thoughts.text(self.tokenizer, out.ids)
+        if thoughts.open_after(self.tokenizer, prompt):  # without its tag a cut-off thought would pass for an answer
+            text = OPEN + text
         return Turn(stage, prompt, out.ids, out.logprobs, text, out.finish, trainable=False)
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memfactory.common.text import mend
 from memfactory.common.types import Messages
+from memfactory.engines.template import template_options
 
 _MARKS = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|\[/?[A-Z_]{3,}\]|<</?SYS>>|</?[a-z]+_of_[a-z]+>")
 """Marks that a template may write as plain text, where a tokenizer has no token for them."""
@@ -63,7 +64,7 @@ def cut(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
 
 
 def _templated(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[int, ...]:
-    ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False)
+    ids: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **template_options(tokenizer))
     return tuple(ids)
 
 

@@ -18,6 +18,7 @@ from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.files import file_hash
 from memfactory.common.prompts import PROMPTS
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, REGISTRIES
+from memfactory.engines.template import rendered
 from memfactory.envs.base import BaseEnv
 
 ATTEMPTS_FORMAT = 1
@@ -51,6 +52,7 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
         "model": model,
         "agent": {"type": AGENT_REGISTRY.name_of(type(agent)), **agent.describe()},
         "prompts": hashlib.sha256(repr(sorted((PROMPTS | BANK_PROMPTS).items())).encode()).hexdigest()[:16],
+        "rendered": hashlib.sha256((rendered(agent.tokenizer) or "").encode()).hexdigest()[:16],
         "decoding": dict(decoding),
         "code": ATTEMPTS_FORMAT,
         "own_code": _own_code(agent, env, *modules),
@@ -75,6 +77,6 @@ def write_fingerprint(agent: BaseAgent, whole: Mapping[str, Any]) -> str:
         "agent": {name: value for name, value in whole["agent"].items() if name not in agent.read_only},
         "writers": {stage: known.get(role, role) for stage, role in role_of.items()},
         "decoding": decoding,
-        **{name: whole[name] for name in ("prompts", "code", "own_code")},
+        **{name: whole[name] for name in ("prompts", "rendered", "code", "own_code")},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
