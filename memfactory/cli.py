@@ -321,6 +321,8 @@ def list_parts(arguments: Sequence[str]) -> None:
             first_line = (part.__doc__ or "").strip().splitlines()
             console.print(f"  {name:<24} {escape(first_line[0]) if first_line else ''}")
             slots = [f"{slot}={module}" for slot, module in getattr(part, "slots", {}).items()] if isinstance(part, type) else []
+            if isinstance(part, type) and (stages := getattr(part, "stages", ())):
+                console.print(f"  {'':<24} stages: {', '.join(stages)}")
             options = [*slots, *describe_options(part)]
             if options:
                 console.print(f"  {'':<24} [dim]{escape(', '.join(options))}[/]")

@@ -85,7 +85,7 @@ def test_every_gold_answer_counts(tmp_path: Path) -> None:
         ([ROW | {"context": ["a", "b"]}], ["record 0", "`context`", "['a', 'b']"]),
         ([ROW | {"context": "  "}], ["record 0", "`context`", "non-empty"]),
         ([ROW, ROW, ROW | {"input": 5}], ["record 2", "`input`", "got 5"]),
-        ([{"context": "c", "question": "q", "answers": ["a"]}], ["record 0", "`input`", "question"]),
+        ([{"context": "c", "query": "q", "answers": ["a"]}], ["record 0", "`input`", "query"]),
         ([{"context": "c", "input": "q"}], ["record 0", "`answers`", "None"]),
         ([ROW | {"answers": []}], ["record 0", "`answers`", "[]"]),
         ([ROW | {"answers": ""}], ["record 0", "`answers`", "''"]),

@@ -66,6 +66,31 @@ def answer_texts(value: Any, where: str, key: str, repairs: Counter[str]) -> lis
     return [str(v) for v in values]
 
 
+def completed(dialogue: Record, name: str) -> Record:
+    """One's own dialogue with what it left out: its id (`name`), its speakers, turn ids, a question's type, evidence and `abstain`.
+
+    Example: {"sessions": [{"date": "8 May", "turns": [{"speaker": "Ann", "text": "I moved."}]}], "questions": [...]}
+    What is there stays as it is, right or wrong: `check_dialogue` looks at it.
+    """
+    whole = {"dialog_id": name} | dialogue
+    sessions, questions = whole["sessions"], whole["questions"]
+    if isinstance(sessions, list):
+        whole["sessions"] = [_with_turn_ids(session, number) for number, session in enumerate(sessions, 1)]
+        turns = [turn for session in whole["sessions"] if isinstance(session, dict) for turn in session.get("turns") or ()]
+        whole.setdefault("speakers", list(dict.fromkeys(turn["speaker"] for turn in turns if isinstance(turn, dict) and "speaker" in turn)))
+    if isinstance(questions, list):
+        defaults: Record = {"type": "question", "evidence": [], "abstain": False}
+        whole["questions"] = [defaults | each if isinstance(each, dict) else each for each in questions]
+    return whole
+
+
+def _with_turn_ids(session: Any, number: int) -> Any:
+    if not isinstance(session, dict) or not isinstance(session.get("turns"), list):
+        return session
+    turns = [{"id": f"{number}:{at}"} | turn if isinstance(turn, dict) else turn for at, turn in enumerate(session["turns"], 1)]
+    return session | {"turns": turns}
+
+
 def check_dialogue(dialogue: Record, where: str) -> Record:
     """The same dialogue if it has the common form, else a `DataError`. Turn ids are unique and evidence names turns."""
     field(dialogue, "dialog_id", str, where)

@@ -14,7 +14,7 @@ from typing import Any
 
 from memfactory.common.errors import DataError
 from memfactory.common.files import read_rows
-from memfactory.data.dialog_records import Loaded, Record, answer_texts, check_dialogue, field, objects
+from memfactory.data.dialog_records import Loaded, Record, answer_texts, check_dialogue, completed, field, objects
 from memfactory.data.dialog_rules import is_dialogue
 from memfactory.data.locomo import is_locomo, locomo_dialogue
 from memfactory.data.longmemeval import is_longmemeval, longmemeval_dialogue
@@ -61,7 +61,7 @@ def load_dialogs(path: Path, rows: list[Any] | None = None) -> Loaded:
     seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         where = f"{path}, record {number}"
-        dialogue = check_dialogue(_dialogue(row, where, repairs), where)
+        dialogue = check_dialogue(_dialogue(row, f"{path.stem}/{number}", where, repairs), where)
         name = dialogue["dialog_id"]
         if name in seen:
             raise DataError(f"{where}: its id {name!r} is that of record {seen[name]} too. Each record must have its own.")
@@ -94,10 +94,10 @@ def _rows(path: Path, forms: str) -> list[Any]:
     return rows
 
 
-def _dialogue(row: Any, where: str, repairs: Counter[str]) -> Record:
+def _dialogue(row: Any, name: str, where: str, repairs: Counter[str]) -> Record:
     if isinstance(row, dict):
         if is_dialogue(row):
-            return row
+            return completed(row, name)
         if is_locomo(row):
             return locomo_dialogue(row, where, repairs)
         if is_longmemeval(row):

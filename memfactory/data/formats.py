@@ -24,7 +24,8 @@ MATCHES = ("any", "all")
 """Whether one of the gold answers is enough, or all of them are asked for."""
 
 _FORMS = (
-    "`{context, input, answers}` (MemAgent's eval files, converted_hotpotqa), `{context, input, outputs, answer_prefix}` (RULER's tasks), "
+    "`{context, input, answers}` (MemAgent's eval files, converted_hotpotqa; `question` may stand for `input`), "
+    "`{context, input, outputs, answer_prefix}` (RULER's tasks), "
     "or MemAgent's parquet (`context`, `extra_info.question`, `reward_model.ground_truth`)"
 )
 
@@ -55,15 +56,18 @@ def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:
     where = f"{path}, record {number}"
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object, {_FORMS}; got {_kind(row)}.")
-    used = {"context", "input", "answers", "outputs", "reward_model"}
+    used = {"context", "question" if "input" not in row else "input", "answers", "outputs", "reward_model"}
     parquet = "reward_model" in row and "input" not in row
-    question = _parquet_question(row) if parquet else row.get("input")
+    question = _parquet_question(row) if parquet else row.get("input", row.get("question"))
     if isinstance(row.get("context"), list) and row["context"] and all(isinstance(number, int) for number in row["context"]):
         raise DataError(
             f"{where}: `context` is a list of document numbers (MemAgent's sets of over 10,000 documents leave the documents out). "
             "Fetch or build a smaller set, or write the documents' text into `context`."
         )
-    for key, value in (("context", row.get("context")), ("extra_info.question" if parquet else "input", question)):
+    for key, value in (
+        ("context", row.get("context")),
+        ("extra_info.question" if parquet else "question" if "question" in row and "input" not in row else "input", question),
+    ):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: `{key}` must be a non-empty text, got {value!r:.60}. Keys here: {', '.join(row)}.")
     key, answers, match = _gold(row)
