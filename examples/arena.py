@@ -9,16 +9,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from memfactory.arena.plan import ArenaConfig, read_plan
 from memfactory.arena.report import printed, write_report
 from memfactory.arena.work import Place, evaluate, make_data, train_all
 from memfactory.cli import guarded
 from memfactory.common.flags import parse_flags
+from memfactory.common.terminal import Terminal
 from memfactory.evaluation.orchestrator import alone
 
-console = Console()
+console = Terminal()
 
 
 def main() -> int:

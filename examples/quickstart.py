@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from tqdm import tqdm
 
 from memfactory.cli import explain, guarded
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_json, read_jsonl
+from memfactory.common.terminal import Terminal
 from memfactory.evaluation.config import slug
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import Job, run_job
@@ -35,7 +35,7 @@ SETS = {
     "8 chunks (unseen)": "eval_8chunks.json",
     "new names (unseen)": "eval_newnames.json",
 }
-console = Console()
+console = Terminal()
 
 
 def score(name: str, folder: str, config: TrainConfig, limit: int) -> dict[str, Scores]:

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from memfactory.common.errors import InfrastructureError, UserError, unknown_nam
 from memfactory.common.progress import line_format
 from memfactory.common.registry import AGENT_REGISTRY, REGISTRIES, TRAINER_REGISTRY, describe_options, import_plugins
 from memfactory.common.settings import load_settings
+from memfactory.common.terminal import Terminal, log_to_stderr
 from memfactory.common.version import __version__
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
 
     if arguments[:1] in ([], ["-h"], ["--help"], ["help"]):
-        Console().print(USAGE, highlight=False)
+        Terminal().print(USAGE, highlight=False)
         return 0
     if arguments[0] in ("-V", "--version", "version"):
-        Console().print(version_line(), highlight=False, soft_wrap=True)
+        Terminal().print(version_line(), highlight=False, soft_wrap=True)
         return 0
     if arguments[0] in HELP and {"-h", "--help"} & set(arguments[1:] if arguments[0] != "data" else arguments[1:2]):
-        Console().print(HELP[arguments[0]](), highlight=False, soft_wrap=True, markup=False)
+        Terminal().print(HELP[arguments[0]](), highlight=False, soft_wrap=True, markup=False)
         return 0
 
     def command() -> int | None:
@@ -130,30 +130,27 @@ def _use_api_options(given: str) -> None:
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a script's body and return its exit code: a user's mistake is one clear message and 2, without a traceback."""
-    import transformers
-
     rank = int(os.environ.get("RANK") or 0)  # of several processes that train together, as the launcher says
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format=line_format(), datefmt="%Y-%m-%d %H:%M:%S")
+    log_to_stderr(logging.WARNING if rank else logging.INFO, line_format())
     for noisy in ("httpx", "httpx2", "matplotlib", "asyncio", "huggingface_hub", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
     try:
         return command() or 0
     except UserError as error:
         if rank:  # most mistakes are all ranks' own: the first one says it, and its launcher then ends the others
             time.sleep(10)
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(f'{error.strerror or error}{where}')}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"[bold red]Error:[/] {escape(f'{error.strerror or error}{where}')}", highlight=False, soft_wrap=True)
         return 2
     except InfrastructureError as error:
-        Console(stderr=True).print(f"[bold red]Failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"[bold red]Failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         if not rank:
-            Console(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
+            Terminal(stderr=True).print("\nStopped. What was saved stays: evaluation goes on where it was, training with --resume True.")
         return 130
 
 
@@ -183,7 +180,7 @@ def plan(arguments: Sequence[str]) -> int:
     from memfactory.common.config import read_config
     from memfactory.trainers.plan_table import plan as plan_run
 
-    return plan_run(arguments, Console(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
+    return plan_run(arguments, Terminal(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -196,7 +193,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     config, _ = parse_flags(EvalConfig, arguments, "memfactory eval", EVAL_USAGE)
     _use_api_options(config.api_options)
     import_plugins(config.plugins)
-    return evaluate_all(config, Console())
+    return evaluate_all(config, Terminal())
 
 
 def report_again(arguments: Sequence[str]) -> int:
@@ -209,7 +206,7 @@ def report_again(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError("memfactory report takes the folder of an evaluation, such as output/evaluation.")
     import_plugins(config.plugins)
-    return report_folder(Path(words[0]), config.export, Console())
+    return report_folder(Path(words[0]), config.export, Terminal())
 
 
 def compare_two(arguments: Sequence[str]) -> None:
@@ -220,7 +217,7 @@ def compare_two(arguments: Sequence[str]) -> None:
     if len(arguments) != 2 or any(word.startswith("-") for word in arguments):
         raise UserError("memfactory compare takes the folders of two evaluated models, such as output/evaluation/A output/evaluation/B.")
     rows, notes = compare(Path(arguments[0]), Path(arguments[1]))
-    console = Console()
+    console = Terminal()
     console.print(paired_table(rows))
     for note in notes:
         console.print(f"  {note}", highlight=False, soft_wrap=True, markup=False)
@@ -237,7 +234,7 @@ def judge(arguments: Sequence[str]) -> int:
     if not words:
         raise UserError(f"memfactory judge takes the folder of an evaluation, such as output/evaluation: {JUDGE_USAGE}.")
     _use_api_options(config.api_options)
-    return judge_all(Path(words[0]), config, Console(highlight=False))
+    return judge_all(Path(words[0]), config, Terminal(highlight=False))
 
 
 def chat_with(arguments: Sequence[str]) -> int:
@@ -249,7 +246,7 @@ def chat_with(arguments: Sequence[str]) -> int:
     load_settings()
     config, words = parse_flags(ChatConfig, arguments, "memfactory chat", CHAT_USAGE, 1)
     _use_api_options(config.api_options)
-    return chat(words, config, Console(highlight=False))
+    return chat(words, config, Terminal(highlight=False))
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -266,13 +263,13 @@ def data(arguments: Sequence[str]) -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         for label, value in made.rows():
             table.add_row(label, escape(value))
-        Console(soft_wrap=True, highlight=False).print(table)
+        Terminal(soft_wrap=True, highlight=False).print(table)
     elif verb == "fetch":
         folder, names = parse_flags(FetchConfig, words, "memfactory data fetch", "memfactory data fetch NAME [--folder datas]", 1)
         if not names:
             raise UserError(f"memfactory data fetch takes the name of a data set. Known: {', '.join(PUBLISHED)}.")
         got = fetch(names[0], folder.folder)
-        Console().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
+        Terminal().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
     else:
         raise UserError(f"memfactory data takes build or fetch, not {verb!r}. `memfactory data build --help` explains the flags.")
 
@@ -314,7 +311,7 @@ def list_parts(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] not in flags:
         raise unknown_name("flag of memfactory list", arguments[0], ["--import"])
     import_plugins([name for name in arguments if name not in flags])
-    console = Console(soft_wrap=True, highlight=False)
+    console = Terminal(soft_wrap=True, highlight=False)
     for registry in REGISTRIES:
         console.print(f"[bold]{registry.kind}[/]")
         for name, part in registry.items():

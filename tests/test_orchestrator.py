@@ -76,7 +76,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[subprocess.Po
     popen, started = subprocess.Popen, list[subprocess.Popen[bytes]]()
 
     def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        assert command[1:3] == ["-m", "memfactory.evaluation.worker"] and command[4:] == ["--parent", str(os.getpid())]
+        assert command[1:3] == ["-m", "memfactory.evaluation.worker"] and command[4:] == ["--parent", str(os.getpid()), "--stdin"]
         started.append(popen([sys.executable, "-S", str(tmp_path / "stub.py"), command[3]], **options))
         return started[-1]
 

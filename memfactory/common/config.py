@@ -16,6 +16,7 @@ from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import read_yaml
 from memfactory.common.flags import FlagParser, gathered, mapping_of, option
 from memfactory.common.ranges import check_ranges
+from memfactory.common.redaction import without_secrets
 
 ENGINE_GRAPHS = ("auto", "on", "off")
 DECODE_ATTENTIONS = ("auto", "model", "sdpa", "flash", "triton")
@@ -204,8 +205,8 @@ class TrainConfig:
         return self.batch_size * self.gradient_accumulation_steps
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as plain values and mappings, as they are saved beside a checkpoint."""
-        return dataclasses.asdict(self) | {name: self.mapping(name) for name in _MAPPINGS}
+        """All options as plain values and mappings, as they are saved beside a checkpoint: without secrets."""
+        return without_secrets(dataclasses.asdict(self) | {name: self.mapping(name) for name in _MAPPINGS})
 
     def changes(self, saved: dict[str, Any]) -> list[str]:
         """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default."""

@@ -10,9 +10,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from memfactory.common.redaction import redacted
+
 
 class MemFactoryError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. Its message holds no secret, whoever is quoted: it goes to logs and ledgers."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UserError(MemFactoryError, ValueError):

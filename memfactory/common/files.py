@@ -18,17 +18,18 @@ import yaml
 from memfactory.common.errors import ConfigError, DataError, MissingFileError
 from memfactory.common.guarded_json import loads
 from memfactory.common.records import fits
+from memfactory.common.redaction import masked
 from memfactory.common.text import ESCAPED_HALF, mend_value
 
 log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old one or the new one, also after a kill."""
+    """Write a file atomically, without secrets: a reader sees the old one or the new one, also after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair is no reason to lose the rest
-        file.write(text)
+        file.write(masked(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -13,6 +13,7 @@ from transformers.hf_argparser import string_to_bool
 
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.ranges import KEY, Range, check_finite
+from memfactory.common.redaction import learn
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"--{name} must be a mapping, got {value!r}.")
     check_finite(name, value)
+    learn(value)
     return dict(value or {})
 
 

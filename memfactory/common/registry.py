@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.ranges import check_ranges
+from memfactory.common.redaction import learn
 
 T = TypeVar("T")
 
@@ -125,6 +126,7 @@ REGISTRIES: tuple[Registry, ...] = (
 
 def build_options(owner: str, options: type[T], given: Mapping[str, Any]) -> T:
     """Fill a component's `Options` dataclass from keyword arguments; an unknown key names the known ones."""
+    learn(given)
     known = {f.name for f in dataclasses.fields(options)}  # type: ignore[arg-type]
     for name in given:
         if name not in known:

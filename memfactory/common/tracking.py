@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import read_jsonl, write_jsonl
+from memfactory.common.redaction import masked
 from memfactory.common.registry import TRACKER_REGISTRY
 from memfactory.common.settings import load_settings
 from memfactory.common.version import install
@@ -48,7 +49,7 @@ class JsonlTracker:
     def log(self, step: int, metrics: Mapping[str, float], histograms: Mapping[str, list[float]], texts: Mapping[str, str]) -> None:
         # A norm that is not finite is null: JSON has no NaN, and other readers would refuse the line.
         numbers = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **numbers, **histograms}, allow_nan=False) + "\n")
+        self._file.write(masked(json.dumps({"step": step, **numbers, **histograms}, allow_nan=False)) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, Refused, ServerTimeout, in_one_line
 from memfactory.common.flags import mapping_of
 from memfactory.common.processes import INHERITED, tell_of_forks
+from memfactory.common.redaction import learn, without_login, without_secrets
 from memfactory.common.refusals import for_good, no_quota, refused_parameter, too_long, withheld, without
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.settings import load_settings
@@ -54,6 +55,7 @@ class APIChat:
             raise ConfigError(f"{name!r} names no model and LLM_MODEL is not set. Write api:MODEL, or set LLM_MODEL in .env.")
         self.base_url = base_url or settings.openai_base_url
         key = api_key or settings.openai_api_key
+        learn({"api_key": key, "base_url": self.base_url})
         if key is None and self.base_url is None:
             raise ConfigError(f"{PREFIX}{self.model} needs OPENAI_API_KEY, or OPENAI_BASE_URL for a server without keys. Set them in .env.")
         self.options = mapping_of("api_options", settings.llm_options if options is None else options)
@@ -120,8 +122,8 @@ class APIChat:
             run(client.close())
 
     def __str__(self) -> str:
-        more = f" with {json.dumps(self.options, sort_keys=True)}" if self.options else ""
-        return f"{PREFIX}{self.model} at {self.base_url or 'api.openai.com'}{more}"
+        more = f" with {json.dumps(without_secrets(self.options), sort_keys=True)}" if self.options else ""
+        return f"{PREFIX}{self.model} at {without_login(self.base_url or 'api.openai.com')}{more}"
 
     def _connect(self) -> tuple[openai.AsyncOpenAI, asyncio.Semaphore]:
         """The client, made on the event loop that uses it."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
+from memfactory.common.redaction import learn
 from memfactory.common.registry import ENGINE_REGISTRY
 from memfactory.common.types import Completion, Sampling
 from memfactory.engines.base import run, seed_of
@@ -60,6 +61,7 @@ class ServerPool:
         if not urls:
             raise ConfigError("No rollout server: give at least one, http://HOST:PORT.")
         self.stop_ids, self._turn = stop_ids, first
+        learn({"api_key": api_key, "urls": urls})
         self._options: dict[str, Any] = {"api_key": api_key, "timeout": timeout, "max_retries": max_retries}
         self.servers: list[_Server] = run(self._connect(urls))
 

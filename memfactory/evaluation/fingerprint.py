@@ -17,6 +17,7 @@ from memfactory.agents.base import BaseAgent
 from memfactory.common.bank_prompts import BANK_PROMPTS
 from memfactory.common.files import file_hash
 from memfactory.common.prompts import PROMPTS
+from memfactory.common.redaction import without_secrets
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, REGISTRIES
 from memfactory.engines.template import rendered
 from memfactory.envs.base import BaseEnv
@@ -46,7 +47,8 @@ def _source_hash(part: Any) -> str | None:
 def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the attempts of `agent` with `model` (a hash or an API's name) on `env` under `decoding`."""
     modules = [getattr(agent, slot) for slot in agent.slots]
-    return {
+    # Without secrets: a new password is no other evaluation.
+    return without_secrets({
         "data": {"sha256": file_hash(env.data_path), "examples": len(env)},
         "env": {"type": ENV_REGISTRY.name_of(type(env)), **asdict(env.options), **env.identity()},
         "model": model,
@@ -56,7 +58,7 @@ def fingerprint(agent: BaseAgent, env: BaseEnv, *, model: str, decoding: Mapping
         "decoding": dict(decoding),
         "code": ATTEMPTS_FORMAT,
         "own_code": _own_code(agent, env, *modules),
-    }
+    })  # fmt: skip
 
 
 def write_fingerprint(agent: BaseAgent, whole: Mapping[str, Any]) -> str:

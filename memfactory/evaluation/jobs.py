@@ -22,6 +22,7 @@ from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import build_agent, context_window, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import write_json, write_text
+from memfactory.common.redaction import learn, without_secrets
 from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
 from memfactory.common.version import __version__
 from memfactory.engines.api import PREFIX, APIChat
@@ -97,6 +98,7 @@ class Job:
 
 def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores:
     """Make the attempts that are missing and return the scores of all."""
+    learn(asdict(job))
     import_plugins(job.plugins)
     if job.engine not in ENGINES:
         raise unknown_name("engine", job.engine, ENGINES)
@@ -130,7 +132,7 @@ def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores
         replay or Memories(folder, agent, decides) as memories,
     ):
         examples = [env[at]["example_id"] for at in range(min(job.limit or len(env), len(env)))]
-        write_json(folder / "job.json", asdict(job) | {"examples": examples, "versions": versions()})
+        write_json(folder / "job.json", without_secrets(asdict(job)) | {"examples": examples, "versions": versions()})
         write_questions(folder, env.questions(), examples)
         write_json(folder / "examples.json", {name: _about(env, env[at], at < job.shown) for at, name in enumerate(examples)})
         unasked = job.anchor == "abstain" or ledger.done().issuperset(planned(examples, job.k))

@@ -18,6 +18,7 @@ from typing import Any
 from memfactory.common.errors import ConfigError, DataError, MissingFileError
 from memfactory.common.files import read_object, write_json
 from memfactory.common.records import record
+from memfactory.common.redaction import masked
 
 GREEDY, SAMPLED = "greedy", "sampled"
 Key = tuple[str, str, int]
@@ -150,7 +151,7 @@ def read_attempts(folder: Path) -> list[Attempt]:
 def append_lines(file: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add one JSON object a line; they are on the disk when this returns."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False, default=str) + "\n" for row in rows)
-    data = text.encode(errors="backslashreplace")  # half a surrogate pair from a server becomes its JSON escape
+    data = masked(text).encode(errors="backslashreplace")  # half a surrogate pair from a server becomes its JSON escape
     while data:
         data = data[os.write(file, data) :]
     os.fsync(file)

@@ -10,6 +10,7 @@ output_dir/
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -32,6 +33,7 @@ from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError, MissingFileError
 from memfactory.common.files import read_json, write_json
 from memfactory.common.progress import Lines
+from memfactory.common.redaction import without_secrets
 from memfactory.evaluation.anchors import anchor_notes
 from memfactory.evaluation.by_type import all_type_rows, task_notes, type_markdown, type_table
 from memfactory.evaluation.compare import other_differences
@@ -278,13 +280,18 @@ def _size(job: Job) -> float:
 def _start(job: Job, place: str, mode: str) -> subprocess.Popen[bytes]:
     folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "asked.json", asdict(job))
+    write_json(folder / "asked.json", without_secrets(asdict(job)))
     # An idle OpenMP thread that spins would starve the worker beside it.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(job.threads)}
     environment["CUDA_VISIBLE_DEVICES"] = place if place else "-1"
     with (folder / "worker.log").open(mode) as output:
-        command = [sys.executable, "-m", WORKER, str(folder / "asked.json"), "--parent", str(os.getpid())]
-        return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
+        # The whole job goes through the pipe: its keys are written nowhere.
+        command = [sys.executable, "-m", WORKER, str(folder / "asked.json"), "--parent", str(os.getpid()), "--stdin"]
+        worker = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.PIPE, env=environment)
+        assert worker.stdin is not None
+        with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:  # one that dies at once is seen by its exit code
+            pipe.write(json.dumps(asdict(job)).encode())
+        return worker
 
 
 def _show(progress: Progress, worker: _Running) -> None:

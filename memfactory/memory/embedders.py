@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line, unknown_name
 from memfactory.common.files import read_json
 from memfactory.common.processes import INHERITED, tell_of_forks
+from memfactory.common.redaction import learn, without_login
 from memfactory.common.refusals import no_quota
 from memfactory.common.registry import EMBEDDER_REGISTRY
 from memfactory.common.settings import load_settings
@@ -167,13 +168,14 @@ class OpenAIEmbedder:
         self.base_url = base_url or settings.embedding_base_url
         self.dim = dim or settings.embedding_dim
         key = api_key or settings.embedding_api_key
+        learn({"api_key": key, "base_url": self.base_url})
         if not self.model:
             raise ConfigError("The embedder 'openai' names no model. Set EMBEDDING_MODEL in .env, or give `model`.")
         if key is None and self.base_url is None:
             raise ConfigError(
                 "The embedder 'openai' needs EMBEDDING_API_KEY, or EMBEDDING_BASE_URL for a server without keys. Set them in .env."
             )
-        self.name = f"openai:{self.model}@{self.base_url or 'api.openai.com'}"
+        self.name = f"openai:{self.model}@{without_login(self.base_url or 'api.openai.com')}"
         self._batch_size = batch_size
         self._make = partial(
             openai.OpenAI, api_key=key or "none", base_url=self.base_url, timeout=timeout, max_retries=max_retries,

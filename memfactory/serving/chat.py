@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import importlib
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from memfactory.agents.load import load_agent
 from memfactory.agents.told import Answer, Change
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.redaction import without_login
 from memfactory.common.registry import import_plugins
 from memfactory.common.settings import load_settings
 from memfactory.memory.items import MemoryItem
@@ -232,7 +232,7 @@ def place_of(store: MemoryStore) -> str:
         name, where = "hybrid" if isinstance(store, HybridStore) else "neo4j", server or options.path or DEFAULT_PATH
     else:
         return type(store).__name__
-    return f"{name} at {_plain(re.sub('//[^/@]*@', '//', where))}"
+    return f"{name} at {_plain(without_login(where))}"
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.files import new_folder, point, write_json
+from memfactory.common.redaction import without_secrets
 from memfactory.engines.load import load_causal_lm
 from memfactory.trainers.state_files import read_state, write_state
 
@@ -51,7 +52,7 @@ def save_checkpoint(
         model.save_pretrained(part)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        write_json(part / "memfactory.json", about)
+        write_json(part / "memfactory.json", without_secrets(about))
         write_state(part / STATE, {"version": STATE_VERSION, "step": step, **state})
     point(output_dir / "last", folder.name)
     return folder

@@ -13,6 +13,7 @@ from typing import Any
 
 from memfactory.common.errors import ConfigError, StoreError
 from memfactory.common.processes import INHERITED, tell_of_forks
+from memfactory.common.redaction import without_login
 from memfactory.common.version import install
 from memfactory.memory.stores import milvus_files
 
@@ -33,7 +34,7 @@ class MilvusConnection:
         """`uri`: a path or scheme://host:port; `timeout`: seconds to connect; `opened` is called with each new client."""
         uri = f"http://{uri}" if _HOST.fullmatch(uri) else uri
         self.local = "://" not in uri
-        self.address = str(Path(uri).expanduser().absolute()) if self.local else re.sub("//[^/@]*@", "//", uri)
+        self.address = str(Path(uri).expanduser().absolute()) if self.local else without_login(uri)
         self._uri, self._login, self._timeout = uri, (user, password), timeout
         self._opened = weakref.WeakMethod(opened)  # a store that is forgotten lets go of its file at once
         self._client: Any = None
