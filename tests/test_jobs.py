@@ -100,8 +100,8 @@ def test_what_cannot_be_a_job_is_one_message(options: dict, error: type[UserErro
     ("options", "message"),
     [
         ({"engine": "vlm"}, "Unknown engine 'vlm'"),
-        ({"k": -1}, "must not be negative"),
-        ({"limit": -1}, "must not be negative"),
+        ({"k": -1}, "must be at least 0"),
+        ({"limit": -1}, "must be at least 0"),
         ({"temperature": 0.0}, "sampled attempts need one above 0; --k 0 is greedy only"),
     ],
 )
