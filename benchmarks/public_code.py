@@ -5,8 +5,10 @@ What is changed of the public code, which is read from the path given and is no 
    `agents/base.py` and `envs/base.py` is replaced by the few lines below. `swanlab` and `openai` are empty modules.
 2. Its two prompt templates are ours, since the tiny tokenizer has a token for each of their fixed pieces.
 3. Its LLM judge is our reward rule. Its own prints and progress bars go nowhere.
-4. Its `train` is called on a file with the questions of one step. `public` has our micro-batch rows and no gradient
-   checkpointing; `public_defaults` has its own defaults (micro-batches of one row, checkpointing on).
+4. Its `train` is called on a file with the questions of one step. `public` has our micro-batch rows, where they are an option, and
+   no gradient checkpointing; `public_defaults` has its own defaults (micro-batches of one row, later of four; checkpointing on).
+
+Known are the commits of `KNOWN`; another is tried as the newest of them, and said to be unknown.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ from arms import Work
 
 from memfactory.common.prompts import MEMORY_ANSWER, MEMORY_UPDATE
 
+KNOWN = {
+    "12bddd2": "micro-batches are options, the agent's key is `naive`, the reward is a list",
+    "de026d8": "micro-batches are 4 rows (2 for log-probs), the agent's key is `memagent`, losses go to swanlab",
+}
+"""Commits of the public repository that this file was run on, and how they differ."""
+
 
 class Public:
     """The public MemFactory's `MemGRPOTrainer` with its `MemoryAgent`."""
@@ -33,11 +41,14 @@ class Public:
         self.name = "public_defaults" if defaults else "public"
         self.work, self.code, self.examples = work, code, examples
         args = code.trainer.MemGRPOArguments(
-            device="cpu", lr=0.0, beta=0.0, save_steps=0, batch_size=work.questions, num_generations=work.attempts,
+            device="cpu", lr=0.0, beta=0.0, save_steps=1 << 30, agent_type="memagent",
+            batch_size=work.questions, num_generations=work.attempts,
             chunk_size=work.chunk_size, max_chunk_number=1 << 20, max_generate_length=work.max_tokens,
         )  # fmt: skip
         if not defaults:
-            args.train_micro_batch_size = args.logprob_batch_size = work.rows
+            for name in ("train_micro_batch_size", "logprob_batch_size"):
+                if hasattr(args, name):
+                    setattr(args, name, work.rows)
             args.gradient_checkpointing = False
         model, tokenizer = work.load()
         if work.full_length:
@@ -57,8 +68,9 @@ class Public:
             trainer.tokenizer, "cpu", chunk_size=work.chunk_size, max_chunk_number=1 << 20, num_generations=work.attempts,
             max_generate_length=work.max_tokens,
         )  # fmt: skip
-        trainer.policy_model.eval()
-        agent.module.rollout(trainer.policy_model, env.collate_fn(env.data), reward_fn=env.compute_reward)
+        model = getattr(trainer, "policy_model", None) or trainer.model
+        model.eval()
+        agent.module.rollout(model, env.collate_fn(env.data), reward_fn=env.compute_reward)
 
     def step(self, at: int) -> None:
         self.trainer.train(str(self.file))
@@ -79,7 +91,7 @@ class _Registry:
         return lambda part: self.parts.setdefault(name, part)
 
     def get(self, name: str) -> Any:
-        return self.parts[name]
+        return self.parts.get(name) or self.parts[{"memagent": "naive"}.get(name, name)]
 
 
 class _PublicAgent:
@@ -113,6 +125,7 @@ def load_public(path: Path, work: Work) -> types.SimpleNamespace:
             vars(module).update(parts)
     stubs: dict[str, Any] = {"swanlab": types.ModuleType("swanlab"), "openai": types.ModuleType("openai"), "dotenv": None}  # no key is read
     vars(stubs["openai"])["OpenAI"] = object
+    vars(stubs["swanlab"])["log"] = lambda *_: None
     kept = {name: sys.modules.get(name) for name in stubs}
     try:
         for name, stub in stubs.items():

@@ -19,12 +19,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from memfactory.agents.build import build_agent
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError, MissingFileError
-from memfactory.common.files import looks_local, read_json, write_json
+from memfactory.common.files import file_hash, looks_local, read_json, write_json
 from memfactory.data.generators.synth_facts import synth_facts
 from memfactory.engines.load import load_causal_lm, load_config, load_model
 from memfactory.trainers import checkpoint as ckpt
@@ -307,6 +308,67 @@ def test_a_damaged_state_is_one_error_that_says_what_to_do(
     }[harm]()
     with pytest.raises(DataError, match="damaged.*older checkpoint"):
         ckpt.load_state(folder)
+
+
+def test_damage_names_the_newest_older_checkpoint_that_is_whole(save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path) -> None:
+    folders = [save(step)[0] for step in (1, 2, 3)]
+    for folder in folders[1:]:
+        (folder / "trainer_state" / "state.json").write_text('{"version": 3}' if folder == folders[2] else "{", encoding="utf-8")
+    says = r"checkpoint-000003 is damaged \(KeyError: 'counters'\)\. .*checkpoint-000001 is whole: .*mv .*000003"
+    with pytest.raises(DataError, match=says), ckpt.damage_explained(folders[2], tmp_path):
+        ckpt.load_state(folders[2])["counters"]
+    with pytest.raises(DataError, match="checkpoint-000001 is whole"), ckpt.damage_explained(folders[1], tmp_path):
+        ckpt.load_state(folders[1])
+    with pytest.raises(ConfigError, match="^other options$"), ckpt.damage_explained(folders[1], tmp_path):
+        raise ConfigError("other options")
+
+
+def test_a_full_disk_names_the_checkpoint_to_go_on_from(
+    save: Callable[..., tuple[Path, Qwen3ForCausalLM]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(TENSORS, full)
+    with pytest.raises(OSError, match=r"000002 could not be written: .*No space left.*checkpoint-000001 is whole: make room, and --resume"):
+        save(2)
+
+
+def test_a_checkpoint_that_is_a_link_is_taken_up_and_pruned_as_a_link(
+    save: Callable[..., tuple[Path, Qwen3ForCausalLM]], tmp_path: Path
+) -> None:
+    first, _ = save(1)
+    elsewhere = tmp_path / "elsewhere"
+    first.rename(elsewhere)
+    first.symlink_to(elsewhere)
+    assert ckpt.checkpoints(tmp_path) == [first]
+    assert_whole(first, 1)
+    save(1)
+    assert not first.is_symlink(), "saved over: the link is replaced, what it named stays"
+    assert_whole(elsewhere, 1)
+    second = save(2)[0]
+    second.rename(tmp_path / "moved")
+    second.symlink_to(tmp_path / "moved")
+    save(3)
+    ckpt.prune(tmp_path, 1)
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["checkpoint-000003"]
+    assert_whole(tmp_path / "moved", 2)
+
+
+def test_a_model_or_data_file_that_moved_is_the_same(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text("[]", encoding="utf-8")
+    config = TrainConfig(data_path=str(tmp_path / "a.json"), model_name_or_path="old")
+    state = {"config": config.to_dict(), "data": file_hash(config.data_path), "model": "content"}
+    moved = TrainConfig(data_path=str(tmp_path / "b.json"), model_name_or_path="new")
+    ckpt.refuse_changes(tmp_path, moved, state, "content")
+    with pytest.raises(ConfigError, match="model_name_or_path: 'old' -> 'new'"):
+        ckpt.refuse_changes(tmp_path, moved, state, "other content")
+    (tmp_path / "b.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"data_path: .*a\.json.*content of .*b\.json"):
+        ckpt.refuse_changes(tmp_path, moved, state, "content")
 
 
 def test_a_models_own_code_is_never_run_nor_asked_about(

@@ -208,10 +208,10 @@ def test_a_longer_run_may_be_asked_for_on_resume(grpo: Callable[..., MemTrainer]
 
 def test_resuming_a_finished_run_changes_nothing(grpo: Callable[..., MemTrainer]) -> None:
     last = grpo(max_steps=2).train()
-    before = {path.name: path.read_bytes() for path in last.iterdir()}
+    before = {path: path.read_bytes() for path in last.rglob("*") if path.is_file()}
     again = grpo(max_steps=2, resume=True)
     assert again.train() == last
-    assert {path.name: path.read_bytes() for path in last.iterdir()} == before
+    assert {path: path.read_bytes() for path in last.rglob("*") if path.is_file()} == before
     assert len(metrics_of(again)) == 2
 
 

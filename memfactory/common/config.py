@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,12 +208,19 @@ class TrainConfig:
         """All options as plain values and mappings, as they are saved beside a checkpoint: without secrets."""
         return without_secrets(dataclasses.asdict(self) | {name: self.mapping(name) for name in _MAPPINGS})
 
-    def changes(self, saved: dict[str, Any]) -> list[str]:
-        """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default."""
+    def changes(self, saved: dict[str, Any], moved: Collection[str] = ()) -> list[str]:
+        """`option: old -> new` for what decides a run and differs from a saved `to_dict`; an option it lacks had its default.
+
+        `moved`: paths that may differ, since what is there is the same.
+        """
         # A schedule that falls with the length of the run makes that length part of what each step computes.
         free = _FREE_ON_RESUME - ({"max_steps", "max_rollout_tokens", "epoch"} if self.lr_schedule != "constant" else set())
         old = TrainConfig().to_dict() | saved
-        return [f"{name}: {old[name]!r} -> {value!r}" for name, value in self.to_dict().items() if name not in free and old[name] != value]
+        return [
+            f"{name}: {old[name]!r} -> {value!r}"
+            for name, value in self.to_dict().items()
+            if name not in {*free, *moved} and old[name] != value
+        ]
 
 
 USAGE = "memfactory train [CONFIG.yaml] [--flag value ...]     flags win over the file"

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from memfactory.common.progress import Lines
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
 from memfactory.common.tracking import Trackers, build_trackers, tracker_names
 from memfactory.common.version import __version__
-from memfactory.engines.load import check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer
+from memfactory.engines.load import check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer, model_hash
 from memfactory.evaluation.report import plot_curves
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.distributed import Ranks, device_of, explained
@@ -285,6 +286,7 @@ class BaseTrainer(ABC):
             state = {
                 "config": self.config.to_dict(),
                 "data": file_hash(self.config.data_path),
+                "model": self._started_from,
                 "held": self.held.state() if self.held is not None else None,
                 "optimizers": [self.parallel.state_of(o) for o in self.optimizers],
                 "counters": {name: getattr(self, name) for name in self.saved},
@@ -296,6 +298,11 @@ class BaseTrainer(ABC):
                 ckpt.prune(self.output_dir, self.config.save_total_limit)
             self.ranks.wait()
         return self.output_dir / ckpt.folder_name(self.step)
+
+    @cached_property
+    def _started_from(self) -> str | None:
+        """The content of the model that training starts from, wherever it lies."""
+        return model_hash(self.config.model_name_or_path) if self.config.model_name_or_path else None
 
     def _save_if_best(self, score: float | None) -> Path | None:
         if score is None or not score > self.best_score:  # written so that NaN is never the best
@@ -316,15 +323,12 @@ class BaseTrainer(ABC):
         return found[-1] if found else None
 
     def _restore(self, folder: Path) -> None:
-        state = ckpt.load_state(folder)
-        changes = self.config.changes(state["config"])
-        if (new := file_hash(self.config.data_path)) != state["data"]:
-            changes.append(f"content of {self.config.data_path}: {state['data']} -> {new}")
-        if changes:
-            raise ConfigError(
-                f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
-                "Give the same options, or another --output_dir."
-            )
+        with ckpt.damage_explained(folder, self.output_dir):
+            self._take_up(folder, ckpt.load_state(folder))
+        log.info("Resumed from %s at step %d", folder, self.step)
+
+    def _take_up(self, folder: Path, state: dict[str, Any]) -> None:
+        ckpt.refuse_changes(folder, self.config, state, self._started_from)
         if self.held is None:
             self.parallel.load(self.weights_of(folder))
         else:
@@ -334,4 +338,3 @@ class BaseTrainer(ABC):
         for name, value in state["counters"].items():
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
-        log.info("Resumed from %s at step %d", folder, self.step)

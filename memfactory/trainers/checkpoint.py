@@ -12,14 +12,18 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from memfactory.common.errors import ConfigError
-from memfactory.common.files import new_folder, point, write_json
+from memfactory.common.config import TrainConfig
+from memfactory.common.errors import ConfigError, DataError, MemFactoryError, in_one_line
+from memfactory.common.files import file_hash, new_folder, point, write_json
 from memfactory.common.redaction import without_secrets
 from memfactory.engines.load import load_causal_lm
 from memfactory.trainers.state_files import read_state, write_state
@@ -48,14 +52,58 @@ def save_checkpoint(
     """Write `checkpoint-<step>` whole, then point `last` at it. `about` becomes memfactory.json; what is no LM has no tokenizer."""
     folder = output_dir / folder_name(step)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder) as part:
-        model.save_pretrained(part)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        write_json(part / "memfactory.json", without_secrets(about))
-        write_state(part / STATE, {"version": STATE_VERSION, "step": step, **state})
-    point(output_dir / "last", folder.name)
+    try:
+        with new_folder(folder) as part:
+            model.save_pretrained(part)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+            write_json(part / "memfactory.json", without_secrets(about))
+            write_state(part / STATE, {"version": STATE_VERSION, "step": step, **state})
+        point(output_dir / "last", folder.name)
+    except (OSError, SafetensorError) as error:
+        whole = checkpoints(output_dir)
+        advice = f" {whole[-1].name} is whole: make room, and --resume True goes on from it." if whole else ""
+        raise OSError(f"{folder} could not be written: {in_one_line(error)}.{advice}") from error
     return folder
+
+
+def refuse_changes(folder: Path, config: TrainConfig, state: dict[str, Any], model: str | None) -> None:
+    """`ConfigError` if a run with this configuration, from this `model` (its content), is not the one that made the checkpoint.
+
+    A model or data file that lies elsewhere by now is the same as long as its content is.
+    """
+    data = file_hash(config.data_path)
+    moved = ["data_path"] if data is not None and data == state["data"] else []
+    moved += ["model_name_or_path"] if model is not None and model == state.get("model") else []
+    changes = config.changes(state["config"], moved)
+    if data != state["data"]:
+        changes.append(f"content of {config.data_path}: {state['data']} -> {data}")
+    if changes:
+        raise ConfigError(
+            f"{folder} was trained with other options, so a resumed run would be neither: {'; '.join(changes)}. "
+            "Give the same options, or another --output_dir."
+        )
+
+
+@contextmanager
+def damage_explained(folder: Path, output_dir: Path) -> Iterator[None]:
+    """A checkpoint that cannot be taken up is said in words, with the newest older one that is whole, by its name."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error}{_older(folder, output_dir)}") from error
+    except MemFactoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OSError, SafetensorError) as error:
+        raise DataError(f"{folder} is damaged ({type(error).__name__}: {in_one_line(error)}).{_older(folder, output_dir)}") from error
+
+
+def _older(folder: Path, output_dir: Path) -> str:
+    for other in reversed([one for one in checkpoints(output_dir) if _step(one) < _step(folder)]):
+        with suppress(DataError, ConfigError):
+            load_state(other)
+            return f" {other} is whole: to go on from it with --resume True, move {folder.name} away (mv {folder} {folder}.damaged)."
+    return ""
 
 
 def folder_name(step: int) -> str:
@@ -67,17 +115,29 @@ def checkpoints(output_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     held = (f"{STATE}/state.json", _PICKLED)
     found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and any((p / name).is_file() for name in held)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.split("-")[1])
 
 
 def prune(output_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and the one that `best` points at."""
     for stale in (*output_dir.glob(".checkpoint-*.part"), *output_dir.glob(".checkpoint-*.old")):
-        shutil.rmtree(stale)  # what a killed process left: there is one writer, and it is not saving now
+        _remove(stale)  # what a killed process left: there is one writer, and it is not saving now
     best = (output_dir / "best").resolve()
     for folder in checkpoints(output_dir)[: -max(keep, 1)]:
         if folder.resolve() != best:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; of a link, only the link: what it names was put elsewhere by the user."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def mark_best(output_dir: Path, folder: Path) -> None:
