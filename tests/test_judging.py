@@ -334,7 +334,7 @@ def test_other_data_and_a_folder_that_is_none_are_refused(tmp_path: Path) -> Non
     with pytest.raises(MissingFileError, match="memfactory eval"):
         folders_of(tmp_path / "absent")
     (folder / "judgments.jsonl").write_text("[]\n")
-    with pytest.raises(DataError, match="line 1 is not a judgment"):
+    with pytest.raises(DataError, match="line 1 is not as it was written"):
         read_judgments(folder)
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from memfactory.common.bounded_http import async_client
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, Refused, ServerTimeout, in_one_line
 from memfactory.common.flags import mapping_of
 from memfactory.common.processes import INHERITED, tell_of_forks
@@ -86,7 +87,7 @@ class APIChat:
             except openai.OpenAIError as error:
                 self.stats["failures"] += 1
                 raise self._explained(error) from error
-            except ValueError as error:  # a body that is not JSON
+            except (ValueError, RecursionError) as error:  # a body that is not JSON, or too deep
                 self.stats["failures"] += 1
                 raise InfrastructureError(f"{self} answered with something that is not JSON: {error}") from error
         text, finish = self._read(reply)
@@ -131,7 +132,7 @@ class APIChat:
 
         if self._client is None or self._gate is None:
             hooks: dict[str, Any] = {"request": [self._asked], "response": [self._answered]}
-            http = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=self.timeout)
+            http = async_client(self.timeout, hooks)
             self._client = openai.AsyncOpenAI(
                 api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=self.max_retries, http_client=http
             )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memfactory.common.bounded_http import async_client
 from memfactory.common.errors import ConfigError, InfrastructureError, PromptTooLong, in_one_line
 from memfactory.common.redaction import learn
 from memfactory.common.registry import ENGINE_REGISTRY
@@ -74,7 +75,7 @@ class ServerPool:
             if not root.startswith(("http://", "https://")):
                 await _closed(made)
                 raise ConfigError(f"Rollout server {url!r}: write http://HOST:PORT.")
-            client = openai.AsyncOpenAI(base_url=f"{root}/v1", **self._options)
+            client = openai.AsyncOpenAI(base_url=f"{root}/v1", http_client=async_client(self._options["timeout"]), **self._options)
             made.append(_Server(root, client, VLLMServer(root, client)))
         for server in made:
             try:
@@ -150,7 +151,7 @@ class ServerPool:
             raise kind(f"{server.root} refused a request: {said}") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise ConfigError(f"{server.root} refused a request: {in_one_line(error.__cause__ or error)}") from error
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise InfrastructureError(f"{server.root} failed: {in_one_line(error.__cause__ or error)}") from error
         server.served += 1
         return _completion(server.root, reply, sampling.max_tokens)

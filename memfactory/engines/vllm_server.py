@@ -66,5 +66,5 @@ class VLLMServer:
             return dict(await getattr(self.client, verb)(self.root + path, cast_to=object, **options))
         except openai.NotFoundError as error:
             raise ConfigError(f"{self} has no {path.partition('?')[0]}: it is not in development mode. {_START}") from error
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError, TypeError, RecursionError) as error:
             raise InfrastructureError(f"{self} failed at {path.partition('?')[0]}: {in_one_line(error.__cause__ or error, 400)}") from error

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from memfactory.common.bounded_http import client
 from memfactory.common.errors import ConfigError, InfrastructureError, in_one_line, unknown_name
 from memfactory.common.files import read_json
 from memfactory.common.processes import INHERITED, tell_of_forks
@@ -185,10 +186,7 @@ class OpenAIEmbedder:
         tell_of_forks(self)
 
     def _connect(self) -> None:
-        import openai
-
-        http = openai.DefaultHttpxClient(event_hooks={"response": [_not_again]}, timeout=self._timeout)
-        self._client = self._make(http_client=http)
+        self._client = self._make(http_client=client(self._timeout, {"response": [_not_again]}))
         self._end = weakref.finalize(self, self._client.close)
 
     def _forked(self) -> None:
@@ -229,7 +227,7 @@ class OpenAIEmbedder:
                     f"{self.name} has no quota left ({in_one_line(error)}). Add credit there, or name another model or key."
                 ) from error
             raise InfrastructureError(f"{self.name} refused for its rate limit: {in_one_line(error)}") from error
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON, or one without data
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # a body that is not JSON, too deep, or without data
             raise InfrastructureError(f"{self.name} failed: {in_one_line(error)}") from error
         data = getattr(reply, "data", None)
         by_index = {getattr(entry, "index", None): getattr(entry, "embedding", None) for entry in data or ()}
