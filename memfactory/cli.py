@@ -42,6 +42,7 @@ USAGE = """memfactory: train agents that manage their own memory
   memfactory chat CHECKPOINT [--store S] [--user U]    it remembers
   memfactory data build | fetch NAME ...               data sets
   memfactory list [--import my_parts.py ...]           what is registered
+  memfactory new agent | env | module | task NAME      a file to start from
   memfactory COMMAND --help                            its flags
   memfactory --version
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
         "train": train, "eval": evaluate, "report": report_again, "compare": compare_two, "judge": judge, "chat": chat_with,
-        "data": data, "list": list_parts, "plan": plan,
+        "data": data, "list": list_parts, "plan": plan, "new": start_part,
     }  # fmt: skip
 
     if arguments[:1] in ([], ["-h"], ["--help"], ["help"]):
@@ -105,6 +106,11 @@ _LIST_USAGE = """memfactory list [--import my_parts.py ...]
 
 What is registered, with its options; --import adds your own parts."""
 
+_NEW_USAGE = """memfactory new agent | env | module | task NAME
+
+Writes NAME.py: a part of your own with a passing test, to start from. It says at
+its top how to test and to use it."""
+
 _DATA_USAGE = """memfactory data build NAME --output FILE [--flag value ...]
 memfactory data fetch NAME [--folder datas]
 
@@ -113,7 +119,7 @@ published one. `memfactory data build --help` lists the flags."""
 
 HELP: dict[str, Callable[[], str]] = {
     "plan": _plan_usage, "report": lambda: _REPORT_USAGE, "compare": lambda: _COMPARE_USAGE, "list": lambda: _LIST_USAGE,
-    "data": lambda: _DATA_USAGE,
+    "data": lambda: _DATA_USAGE, "new": lambda: _NEW_USAGE,
 }  # fmt: skip
 """Of the commands whose flags are few: said without loading what they need."""
 
@@ -272,6 +278,16 @@ def data(arguments: Sequence[str]) -> None:
         Terminal().print(f"{got.path}{' was here already.' if got.already_there else ''}", soft_wrap=True, highlight=False)
     else:
         raise UserError(f"memfactory data takes build or fetch, not {verb!r}. `memfactory data build --help` explains the flags.")
+
+
+def start_part(arguments: Sequence[str]) -> None:
+    """`memfactory new`."""
+    from memfactory.common.scaffold import kinds, new_part
+
+    if len(arguments) != 2:
+        raise UserError(f"memfactory new takes a kind and a name, such as `memfactory new agent two_notes`. Kinds: {', '.join(kinds())}.")
+    path = new_part(arguments[0], arguments[1], Path())
+    Console().print(f"{path} is a start that works: python -m pytest {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def slots_of(config: TrainConfig) -> list[str]:
