@@ -287,7 +287,7 @@ def start_part(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
         raise UserError(f"memfactory new takes a kind and a name, such as `memfactory new agent two_notes`. Kinds: {', '.join(kinds())}.")
     path = new_part(arguments[0], arguments[1], Path())
-    Console().print(f"{path} is a start that works: python -m pytest {path}", highlight=False, soft_wrap=True, markup=False)
+    Terminal().print(f"{path} is a start that works: python -m pytest {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def slots_of(config: TrainConfig) -> list[str]:
