@@ -25,7 +25,7 @@ def new_part(kind: str, name: str, folder: Path) -> Path:
     path = folder / f"{name}.py"
     if path.exists():
         raise ConfigError(f"{path} is there already. Choose another name, or move it away.")
-    text = files("memfactory").joinpath("templates", f"{kind}.txt").read_text(encoding="utf-8")
+    text = files("memfactory").joinpath("templates").joinpath(f"{kind}.txt").read_text(encoding="utf-8")
     class_name = "".join(word.capitalize() for word in name.split("_"))
     path.write_text(text.replace("{name}", name).replace("{Name}", class_name), encoding="utf-8")
     return path
