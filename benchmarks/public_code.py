@@ -20,6 +20,7 @@ import tempfile
 import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from arms import Work
@@ -70,10 +71,12 @@ class Public:
         )  # fmt: skip
         model = getattr(trainer, "policy_model", None) or trainer.model
         model.eval()
-        agent.module.rollout(model, env.collate_fn(env.data), reward_fn=env.compute_reward)
+        with patch.dict(sys.modules, swanlab=self.code.swanlab):
+            agent.module.rollout(model, env.collate_fn(env.data), reward_fn=env.compute_reward)
 
     def step(self, at: int) -> None:
-        self.trainer.train(str(self.file))
+        with patch.dict(sys.modules, swanlab=self.code.swanlab):  # the newest imports it in its rollout
+            self.trainer.train(str(self.file))
 
     def sampled(self) -> int:
         stop = self.trainer.tokenizer.eos_token_id
@@ -138,6 +141,7 @@ def load_public(path: Path, work: Work) -> types.SimpleNamespace:
             del sys.modules[name]
             if before is not None:
                 sys.modules[name] = before
+    code.swanlab = stubs["swanlab"]
     _patch(code, work)
     return code
 
