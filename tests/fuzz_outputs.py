@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
-from memfactory.common.parsing import final_answer, last_boxed, normalize_math, normalize_squad, strip_thinking
+from memfactory.common.parsing import final_answer, last_boxed, normalize_math, normalize_squad, says_nothing, strip_thinking
 from memfactory.common.registry import SCORER_REGISTRY
 from memfactory.evaluation import tasks as _tasks  # noqa: F401 - registers their scorers
 from memfactory.judges.benchmarks import mark
@@ -29,6 +29,7 @@ READ_BY_HAND: dict[str, Callable[[str], Any]] = {
     "final_answer": final_answer,
     "normalize_math": normalize_math,
     "normalize_squad": normalize_squad,
+    "says_nothing": says_nothing,
     "parse_operations": parse_operations,
     "parse_operations, lines": partial(parse_operations, facts=FACTS),
     "parse_operations, candidates": partial(parse_operations, candidates={"7": "a fact", "0": "another"}),

@@ -126,13 +126,17 @@ def test_what_went_wrong_is_said_and_the_conversation_goes_on() -> None:
     broken["update"] = "city alice 5 UPDATE ."
     assert session.say("city alice paris .") == "! not done: UPDATE city alice paris (unknown id)"
     broken["update"] = "I would rather not."
-    assert session.say("city alice paris .") == "! what the model wrote for update could not be read: /why\nnothing new"
+    assert session.say("city alice paris .").split("\n") == [
+        "! not taken from update: I would rather not. (no list)",
+        "! not taken from update: city alice paris (no operation for it could be read)",
+        "! what the model wrote for update could not be read: /why",
+    ]
     broken["update"] = ""
     assert session.say("city alice paris .", "/forget 9") == (
         "+ 0  city alice paris\nError: User 'alice' has no live memory with the id '9'; it has 1. `list` shows them with their ids."
     )
     assert session.say("/wy") == (
-        "Error: Unknown command '/wy'. Did you mean '/why'? Known: /ask, /forget, /help, /history, /memories, /quit, /why."
+        "Error: Unknown command '/wy'. Did you mean '/why'? Known: /ask, /forget, /help, /history, /memories, /quit, /tell, /why."
     )
     assert session.say("/ask") == "Error: The question is blank."
 

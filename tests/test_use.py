@@ -125,10 +125,12 @@ def test_an_agent_that_reads_with_the_question_in_hand_keeps_what_it_is_told_wor
         used.add("job carol chef . city alice rome .")
         assert [edit.op.text for edit in change.remembered] == ["city alice paris . pet bob cat ."] and change.trajectory.turns == []
         answer = used.ask("city alice ?")
-        text = "city alice paris . pet bob cat .\njob carol chef . city alice rome ."
+        text = "[May 1] city alice paris . pet bob cat .\njob carol chef . city alice rome ."
         (expected,) = used.inference([View("x", ("city alice ?",), context=text)])
         assert tokens(answer.trajectory.turns) == tokens(expected.turns) and answer.whole == expected.answers[0]
-        assert len(answer.trajectory.turns) == 3 and answer.trajectory.memory == expected.memory and answer.shown == ()
+        assert (
+            len(answer.trajectory.turns) == len(expected.turns) > 2 and answer.trajectory.memory == expected.memory and answer.shown == ()
+        )
         used.forget("0")
         assert texts(used) == ["job carol chef . city alice rome ."] and used.memories()[0].created == ""
 

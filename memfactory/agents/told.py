@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from memfactory.common.errors import DataError
 from memfactory.common.parsing import ANSWER_MARK, strip_thinking
-from memfactory.common.types import Trajectory
+from memfactory.common.text import mend_value
+from memfactory.common.types import Dropped, Trajectory
 from memfactory.memory.citations import parse_citations
 from memfactory.memory.items import MemoryItem, Rejection
 from memfactory.memory.merge import Edit
@@ -29,6 +30,11 @@ class Change:
     """The turns as sampled, and counts of what happened on the way."""
 
     @property
+    def dropped(self) -> tuple[Dropped, ...]:
+        """What was told or written and not taken over, and why: what could not be read is never remembered."""
+        return tuple(self.trajectory.dropped)
+
+    @property
     def remembered(self) -> tuple[Edit, ...]:
         """What is new."""
         return tuple(edit for edit in self.edits if edit.op.kind == "ADD")
@@ -42,6 +48,9 @@ class Change:
     def forgotten(self) -> tuple[Edit, ...]:
         """What was deleted, or closed."""
         return tuple(edit for edit in self.edits if edit.op.kind == "DEL")
+
+
+AddResult = Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +85,74 @@ def named(whole: str, shown: Sequence[MemoryItem]) -> tuple[MemoryItem, ...]:
     return tuple(item for item in shown if item.id in found)
 
 
-def turns_of(said: Said, speaker: str) -> list[dict[str, Any]]:
-    """What was said as turns `{"speaker", "text"}` with whatever else they came with."""
+TOLD = "told"
+"""The stage of what is dropped of what an application told."""
+_NOT_SAID = {
+    "system": "instructions, not conversation", "developer": "instructions, not conversation",
+    "tool": "what a tool returned, not conversation", "function": "what a tool returned, not conversation",
+}  # fmt: skip
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_OF_MESSAGES = ("tool_calls", "tool_call_id", "function_call", "refusal", "audio", "annotations")
+"""Further keys of a message, which say nothing of who said what."""
+
+
+def turns_of(said: Said, speaker: str, drop: Callable[[str, str], None] = lambda what, why: None) -> list[dict[str, Any]]:
+    """What was said as turns `{"speaker", "text"}` with whatever else they came with.
+
+    Of messages (`role` and `content`) a user's and an assistant's are turns, by `name` where there is one; instructions, tools and
+    parts that are no text are told to `drop` with the reason, and so is a message without text.
+    """
     turns = []
-    for part in [said] if isinstance(said, (str, Mapping)) else said:
-        turn = {"text": part} if isinstance(part, str) else dict(part)
-        role, content = turn.pop("role", "user"), turn.pop("content", None)
-        turn = {"speaker": speaker if role == "user" else role, "text": content} | turn
-        if not isinstance(turn["text"], str) or not turn["text"].strip():
-            raise DataError(f"What is told is a text, or turns with a speaker and a text, not {part!r:.80}.")
-        turns.append(turn)
-    if not turns:
+    parts = [said] if isinstance(said, (str, Mapping)) else list(said)
+    if not parts:
         raise DataError("Nothing was told: an empty list of turns.")
+    for part in parts:
+        if isinstance(part, Mapping) and "content" in part and "text" not in part:
+            turn = _message(part, speaker, drop)
+        else:
+            turn = {"speaker": speaker, "text": part} if isinstance(part, str) else {"speaker": speaker, "text": None} | dict(part)
+            role = turn.pop("role", None)
+            if isinstance(part, Mapping) and "speaker" not in part and role not in (None, "user"):
+                turn["speaker"] = role
+            if not isinstance(turn["text"], str) or not turn["text"].strip():
+                raise DataError(f"What is told is a text, or turns with a speaker and a text, not {part!r:.80}.")
+        if turn is not None:
+            turns.append(_mended(turn, drop))
     return turns
+
+
+def _message(message: Mapping[str, Any], speaker: str, drop: Callable[[str, str], None]) -> dict[str, Any] | None:
+    """A message as a turn; None, and the reason to `drop`, if nobody says anything in it."""
+    turn = {name: value for name, value in message.items() if name not in _OF_MESSAGES}
+    role, content, name = turn.pop("role", "user"), turn.pop("content"), turn.pop("name", None)
+    if isinstance(content, list):
+        texts = [text for part in content if (text := _text_of(part, drop))]
+        content = "\n".join(texts)
+    if not isinstance(content, (str, type(None))):
+        raise DataError(f"The content of a message is a text, null or a list of parts, not {content!r:.80}.")
+    if role in _NOT_SAID:
+        drop(content or str(role), _NOT_SAID[role])
+        return None
+    if content is None or not content.strip():
+        drop(f"a message of {name or role}", "it has no text" + (" but calls of tools" if message.get("tool_calls") else ""))
+        return None
+    named = name if isinstance(name, str) and name.strip() else speaker if role == "user" else role
+    return {"speaker": named, "text": content} | turn
+
+
+def _text_of(part: Any, drop: Callable[[str, str], None]) -> str:
+    """The text of a part of a message's content."""
+    kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+    text = part if isinstance(part, str) else part.get(kind if kind == "refusal" else "text") if isinstance(part, Mapping) else None
+    if kind in _TEXT_PARTS and isinstance(text, str):
+        return text
+    drop(f"a part of the type {kind!r}", "it is no text")
+    return ""
+
+
+def _mended(turn: dict[str, Any], drop: Callable[[str, str], None]) -> dict[str, Any]:
+    whole, broken = mend_value(turn)
+    if broken:
+        drop(f"{broken} half characters of {whole['text']!r:.80}", "half a character is none: U+FFFD stands for each")
+    assert isinstance(whole, dict)
+    return whole

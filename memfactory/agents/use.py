@@ -13,17 +13,19 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from memfactory.agents.told import Answer, Change, Said, named, turns_of
+from memfactory.agents.told import TOLD, Answer, Change, Said, named, turns_of
 from memfactory.common.errors import ConfigError, DataError
 from memfactory.common.parsing import final_answer
+from memfactory.common.text import mend
 from memfactory.common.types import Retrieved, Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
-from memfactory.engines.chat import Models, Session
+from memfactory.engines.chat import MENDED, Models, Session
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.embedders import Embedder
 from memfactory.memory.items import MemoryItem, MemoryOp
@@ -238,15 +240,16 @@ class Usable(ABC):
 
     async def _add(self, said: Said, date: str, speaker: str | None) -> Change:
         store, user = self.store, self.user
-        turns = turns_of(said, speaker or ("user" if user == DEFAULT_USER else user))
-        text = said if isinstance(said, str) else "\n".join(f"{turn['speaker']}: {turn['text']}" for turn in turns)
+        line = self._line()
+        turns = turns_of(said, speaker or self._name(), partial(line.drop, TOLD))
+        if not turns:
+            return Change((), (), line.trajectory)
+        text = turns[0]["text"] if isinstance(said, str) else "\n".join(f"{turn['speaker']}: {turn['text']}" for turn in turns)
         if self.question_aware:
-            (item,) = await asyncio.to_thread(store.add, user, [text], when=date)
-            return Change((Edit(MemoryOp("ADD", item.id, item.text)),), (), Trajectory())
+            return await self._keep(turns, date, line)
         assert self.kept is not None
         async with self.kept.lock(user):
             before = await asyncio.to_thread(stored, store, user)
-            line = self._line()
             await self.run(View(user, (), text, (self.event(turns, date),), before), line)
             after = line.trajectory.memory
             if not isinstance(after, MemoryBank):
@@ -255,15 +258,36 @@ class Usable(ABC):
         refused = [rejection for applied in before.asked for rejection in applied.rejected]
         return Change(done.edits, (*refused, *done.rejected), line.trajectory)
 
+    def _name(self) -> str:
+        """Who speaks where nobody is named."""
+        return "user" if self.user == DEFAULT_USER else self.user
+
+    async def _keep(self, turns: Sequence[Mapping[str, Any]], date: str, line: Line) -> Change:
+        """Turns word for word, of others than the user with their speaker as the owner."""
+        own = self._name()
+        ops = [MemoryOp("ADD", None, turn["text"], "" if turn["speaker"] == own else str(turn["speaker"])) for turn in turns]
+        done = await asyncio.to_thread(self.store.apply, self.user, ops, when=date)
+        return Change(tuple(map(Edit, done.applied)), done.rejected, line.trajectory)
+
+    def _heard(self, bank: MemoryBank) -> tuple[str, tuple[Any, ...]]:
+        """(text, events) of what was kept word for word: who said it, where it was not the user alone, and when."""
+        own, several = self._name(), any(item.owner for item in bank)
+        said = [f"{item.owner or own}: {item.text}" if several else item.text for item in bank]
+        text = "\n".join(f"[{item.created}] {words}" if item.created else words for item, words in zip(bank, said, strict=True))
+        days = itertools.groupby(bank, key=lambda item: item.created)
+        return text, tuple(self.event([{"speaker": one.owner or own, "text": one.text} for one in items], day) for day, items in days)
+
     async def _ask(self, question: str) -> Answer:
         if not question.strip():
             raise DataError("The question is blank.")
+        question, broken = mend(question)
         bank = await asyncio.to_thread(stored, self.store, self.user)
         view = View(self.user, (question,), memory=bank)
         if self.question_aware:
-            events = [self.event(turns_of(item.text, self.user), item.created) for item in bank]
-            view = View(self.user, (question,), "\n".join(item.text for item in bank), tuple(events))
+            view = View(self.user, (question,), *self._heard(bank))
         line = self._line()
+        if broken:
+            line.count(MENDED, broken)
         await self.run(view, line)
         (whole,) = line.trajectory.answers
         shown = tuple(line.shown)

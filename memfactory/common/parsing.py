@@ -48,6 +48,33 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return found[0] if found else None
 
 
+_NO_ANSWER = re.compile(
+    r"(?:i'?m|i am|we'?re|we are) (?:very |so |really |truly )?sorry\b|sorry,|as an ai\b|i apologi[sz]e\b|"
+    r"(?:unfortunately,? )?i (?:can'?t|cannot|can not|could not|couldn'?t|am unable to|was unable to|do not|don'?t|did not|didn'?t) "
+    r"(?:help|assist|find|see|extract|identify|provide|comply|process|answer|have (?:any|enough|access))\b|"
+    r"(?:unfortunately,? )?(?:there(?:'?s| is| are| was| were) )?(?:nothing|no (?:\w+ ){0,2}(?:facts?|information|memor(?:y|ies)|"
+    r"details?))\b"
+    r"[^.]*\b(?:remember|memor|record|stor(?:e|ing)|sav(?:e|ing)|note|extract|mention|found|report|worth)\w*|"
+    r"(?:很|非常)?(?:抱歉|对不起|對不起)|作为(?:一个|一個)?(?:ai|人工智能)|我(?:无法|無法|不能)(?:帮|幫|协助|協助|提取|回答|提供|"
+    r"处理|處理)|"
+    r"(?:(?:这段|這段|此)?(?:对话|對話)(?:中|里|裡)?)?(?:并|並)?(?:没有|沒有|无|無)[^。]*(?:记住|記住|事实|事實|信息|資訊|记忆|記憶|"
+    r"记录|記錄)|"
+    r"(?:大変)?申し訳|すみません|(?:特に)?(?:覚える|記憶す|記録す)[^。]*(?:ありません|ない|なし)|죄송|기억할[^.]*없|"
+    r"lo siento\b|no hay (?:nada|hechos|información)\b|désolée?\b|il n'y a (?:rien|aucun)|es tut mir leid|es gibt (?:nichts|"
+    r"keine fakten)|"
+    r"извините|простите|нет (?:фактов|ничего)|нечего (?:запо|сохр)|آسف|عذرا|لا (?:يوجد|توجد) (?:حقائق|معلومات|شيء|ما)|क्षमा करें|"
+    r"ขออภัย|ขอโทษ",
+    re.IGNORECASE,
+)
+_LONGEST_REFUSAL = 300
+
+
+def says_nothing(text: str) -> bool:
+    """True for an apology, a refusal or "nothing to remember" in one short paragraph: prose about the task, no memory and no fact."""
+    plain = text.strip().replace("’", "'")
+    return len(plain) <= _LONGEST_REFUSAL and "\n\n" not in plain and _NO_ANSWER.match(plain) is not None
+
+
 ANSWER_MARK = "**Answer:**"
 
 

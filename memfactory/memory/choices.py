@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfactory.common.parsing import strip_thinking
+from memfactory.common.parsing import says_nothing, strip_thinking
 from memfactory.memory.json_text import MAX_LENGTH, clean, json_values, parts
 
 OUT_OF_RANGE, REPEATED, NOT_A_NUMBER = "choice out of range", "repeated choice", "not a number"
 """Why an entry was left out: the keys of `Choices.problems`."""
+NO_TOPIC, ANOTHER_LIST = "no topic with a summary", "in a second list: the first one counts"
 
 _LIST = re.compile(r"\[([^\[\]{}]*)\]")
 _NUMBER = re.compile(r"-?[0-9]+")
@@ -79,29 +80,44 @@ class Topic:
     """Numbers of the session's turns that it rests on."""
 
 
-def parse_topics(text: str, turns: int) -> tuple[list[Topic], bool]:
-    """(topics, readable) of a reflection over a session of `turns` turns; NO_TRAIT and an empty list are readable and none."""
+Drop = Callable[[str, str], None]
+"""Told of what was written and is left out, and why."""
+
+
+def parse_topics(text: str, turns: int, drop: Drop = lambda what, why: None) -> tuple[list[Topic], bool]:
+    """(topics, readable) of a reflection over a session of `turns` turns; NO_TRAIT and an empty list are readable and none.
+
+    Of two lists the first that holds a topic counts; what stands in others is left out.
+    """
     visible = strip_thinking(text)
     if visible is None:
         return [], False
     for part in parts(visible):
-        for found in json_values(part):
-            value = found.value.get("extracted_memories") if isinstance(found.value, dict) else found.value
-            if isinstance(value, list):
-                topics = [topic for entry in value if (topic := _topic(entry, turns)) is not None]
-                distinct = list({topic.summary: topic for topic in reversed(topics)}.values())[::-1]
-                return distinct, bool(topics) or not value
+        values = [found.value.get("extracted_memories") if isinstance(found.value, dict) else found.value for found in json_values(part)]
+        lists = [value for value in values if isinstance(value, list)]
+        read = [[(entry, _topic(entry, turns)) for entry in value] for value in lists]
+        first = next((at for at, pairs in enumerate(read) if any(topic for _, topic in pairs)), 0)
+        for at, pairs in enumerate(read):
+            for entry, topic in pairs:
+                if at != first or topic is None:
+                    drop(str(entry)[:500], NO_TOPIC if topic is None else ANOTHER_LIST)
+        if lists:
+            topics = [topic for _, topic in read[first] if topic is not None]
+            distinct = list({topic.summary: topic for topic in reversed(topics)}.values())[::-1]
+            return distinct, bool(topics) or not lists[first]
     return [], "NO_TRAIT" in visible
 
 
 def _topic(entry: Any, turns: int) -> Topic | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("summary"), str) or not (summary := clean(entry["summary"])):
         return None
+    if says_nothing(summary):
+        return None
     reference = entry.get("reference")
     return Topic(summary, _checked(reference, turns).ids if isinstance(reference, list) else ())
 
 
-def parse_merges(text: str, shown: int) -> tuple[list[tuple[int, str]], bool]:
+def parse_merges(text: str, shown: int, drop: Drop = lambda what, why: None) -> tuple[list[tuple[int, str]], bool]:
     """([(number, merged summary)], readable) of the actions for one new topic; none of them means that it is added.
 
     A number that was not shown, or a second merge into one, is left out: what is left then is to add, as in the paper.
@@ -115,8 +131,10 @@ def parse_merges(text: str, shown: int) -> tuple[list[tuple[int, str]], bool]:
         if (merge := _merge(line)) is not None:
             number, summary = merge
             readable = True
-            if number < shown and number not in merges and summary:
+            if number < shown and number not in merges and summary and not says_nothing(summary):
                 merges[number] = summary
+            else:
+                drop(line.strip(), OUT_OF_RANGE if number >= shown else REPEATED if number in merges else NO_TOPIC)
         readable = readable or bool(_ADD.fullmatch(line.strip()))
     return list(merges.items()), readable
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from memfactory.common.errors import ConfigError
 from memfactory.common.guarded_json import loads
-from memfactory.common.parsing import strip_thinking
+from memfactory.common.parsing import says_nothing, strip_thinking
 from memfactory.memory.items import Kind, MemoryOp
-from memfactory.memory.json_text import MAX_LENGTH, TOO_LONG, clean, json_values, looks_like_json, parts
+from memfactory.memory.json_text import MAX_LENGTH, TOO_LONG, Found, clean, json_values, looks_like_json, parts
 
 UNCLOSED = "unclosed thought"
 NO_LIST = "no list"
@@ -28,6 +28,7 @@ NO_FACT = "no such fact"
 LEFT_OUT = "left out"
 NOT_A_FACT = "not a fact"
 REPEATED = "repeated fact"
+ANOTHER_LIST = "in a second list: the first one counts"
 """What was wrong with an answer: the keys of the counts in a trajectory's report."""
 
 KINDS: dict[str, Kind] = {
@@ -44,6 +45,8 @@ _LIST_KEYS = ("operations", "memory", "memories", "ops", "actions")
 _FACT_KEYS = ("fact", "value", "text", "content", "memory", "summary")
 _FACT_LIST_KEYS = ("facts", "memory_list", "memories", "memory", "extracted_memories")
 
+_MOST_SHOWN = 500
+"""Characters of what was dropped."""
 _NO_IDS = ("", "new", "none", "null", "-")
 _LINE_END = re.compile(r"\n|(?:^|(?<=\s))\.(?=\s|$)")
 _LINE_ID = re.compile(r"new|#?\d+|\[\d+\]")
@@ -60,6 +63,8 @@ class Parsed:
     problems: Counter[str] = field(default_factory=Counter)
     readable: bool = True
     """False if no list was written, or nothing in it can be read. An empty list is readable: what it is worth, the env says."""
+    dropped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(what was written, why it is none of these), for people to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class ParsedFacts:
     facts: tuple[str, ...] = ()
     problems: Counter[str] = field(default_factory=Counter)
     readable: bool = True
+    dropped: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 def parse_operations(text: str, facts: Sequence[str] = (), candidates: Mapping[str, str] | None = None) -> Parsed:
@@ -84,7 +90,7 @@ def parse_operations(text: str, facts: Sequence[str] = (), candidates: Mapping[s
         return Parsed((), Counter({UNCLOSED: 1}), False)
     if len(answer) > MAX_LENGTH:
         return Parsed((), Counter({TOO_LONG: 1}), False)
-    entries, problems = _json_list(answer, _operation_list, _is_operation)
+    entries, problems, dropped = _json_list(answer, _operation_list, _is_operation)
     if entries is None:
         return Parsed((), problems, False) if problems else _parse_lines(parts(answer)[0], facts)
     left, ops = dict(candidates or {}), []
@@ -94,14 +100,17 @@ def parse_operations(text: str, facts: Sequence[str] = (), candidates: Mapping[s
             ops.append(op)
         else:
             problems[op] += 1
+            dropped.append((_shown(entry), op))
     if left:
         problems[LEFT_OUT] += len(left)
-    return Parsed(tuple(ops), problems, bool(ops) or not entries)
+        dropped += [(fact, LEFT_OUT) for fact in left.values()]
+    return Parsed(tuple(ops), problems, bool(ops) or not entries, tuple(dropped))
 
 
-def parse_facts(text: str) -> ParsedFacts:
+def parse_facts(text: str, style: str = "lines") -> ParsedFacts:
     """The facts in what an extractor wrote: a list in JSON, or one a line (bullets and numbers are dropped), or `a b c . d e f .`.
 
+    `style`: what was asked for. Where it is json, lines are prose and no facts; an apology is none in any form.
     A fact that is repeated word for word is taken once and counted. `[]` alone, an empty list under its key, `none` and
     `NO_TRAIT` mean that there is nothing; no answer at all is unreadable, and so is JSON of another shape.
     """
@@ -110,23 +119,35 @@ def parse_facts(text: str) -> ParsedFacts:
         return ParsedFacts((), Counter({UNCLOSED: 1}), False)
     if len(answer) > MAX_LENGTH:
         return ParsedFacts((), Counter({TOO_LONG: 1}), False)
-    entries, problems = _json_list(answer, _fact_list, lambda value: _text(value, _FACT_KEYS) != "")
+    entries, problems, dropped = _json_list(answer, _fact_list, lambda value: _text(value, _FACT_KEYS) != "")
     if entries is None:
         if problems or _is_json(answer) or looks_like_json(answer):
             return ParsedFacts((), problems or Counter({NO_LIST: 1}), False)
         if _NOTHING.fullmatch(answer):
             return ParsedFacts()
-        entries = _plain_lines(parts(answer)[0])
+        entries = _plain_lines(parts(answer)[0]) if style == "lines" and not says_nothing(answer) else []
         if not entries:
             return ParsedFacts((), Counter({NO_LIST: 1}), False)
     facts: dict[str, None] = {}
     for entry in entries:
         fact = clean(entry) if isinstance(entry, str) else _text(entry, _FACT_KEYS)
-        if not fact or fact in facts:
-            problems[REPEATED if fact else NOT_A_FACT] += 1
+        why = REPEATED if fact in facts else NOT_A_FACT if not fact or says_nothing(fact) or _says_none(fact, style) else None
+        if why is not None:
+            problems[why] += 1
+            dropped.append((_shown(entry), why))
         else:
             facts[fact] = None
-    return ParsedFacts(tuple(facts), problems, bool(facts) or not entries)
+    return ParsedFacts(tuple(facts), problems, bool(facts) or not entries, tuple(dropped))
+
+
+def _says_none(fact: str, style: str) -> bool:
+    """True for `none` in a list of JSON; of lines it is the whole answer or a word."""
+    return style == "json" and _NOTHING.fullmatch(fact) is not None
+
+
+def _shown(entry: Any) -> str:
+    """An entry as it was written, for people."""
+    return entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)[:_MOST_SHOWN]
 
 
 def format_operations(ops: Sequence[MemoryOp], style: Literal["json", "lines"] = "json", keys: Sequence[str] | None = None) -> str:
@@ -155,23 +176,35 @@ def renumber(ops: Sequence[MemoryOp], shown: Sequence[str], first: int = 0) -> t
 
 def _json_list(
     answer: str, list_of: Callable[[Any, bool], list[Any] | None], is_entry: Callable[[Any], bool]
-) -> tuple[list[Any] | None, Counter[str]]:
-    """The entries of the first list that is one (else all single entries, else an empty list), and what was wrong with it."""
+) -> tuple[list[Any] | None, Counter[str], list[tuple[str, str]]]:
+    """(the entries of the first list that is one, else all single entries, else an empty list; what was wrong with it; what it is not)."""
     problems: Counter[str] = Counter()
+    dropped: list[tuple[str, str]] = []
     for part in parts(answer):
         single, empty = [], False
-        for found in json_values(part):
+        values = json_values(part)
+        for found in values:
             if found.cut:
                 problems = Counter({CUT: 1})
+                dropped = [("the last entry", CUT)]
             entries = list_of(found.value, found.alone)
             if entries:
-                return entries, problems
+                return entries, problems, [*dropped, *_further(values, list_of, is_entry)]
             empty = empty or entries is not None
             if entries is None and is_entry(found.value):
                 single.append(found.value)
         if single or empty:
-            return single, problems
-    return None, problems
+            return single, problems, dropped
+    return None, problems, dropped
+
+
+def _further(
+    values: Iterable[Found], list_of: Callable[[Any, bool], list[Any] | None], is_entry: Callable[[Any], bool]
+) -> Iterator[tuple[str, str]]:
+    """What stands in the lists behind the first. Of two the first is meant as often as the last: one is taken, the other is said."""
+    for found in values:
+        for entry in list_of(found.value, found.alone) or ([found.value] if is_entry(found.value) else []):
+            yield _shown(entry), ANOTHER_LIST
 
 
 def _operation_list(value: Any, alone: bool) -> list[Any] | None:
@@ -268,10 +301,12 @@ def _parse_lines(answer: str, facts: Sequence[str]) -> Parsed:
         return Parsed((), Counter({LEFT_OUT: len(facts)} if facts else {}))
     left, ops, readable = [fact.split() for fact in facts], [], False
     problems: Counter[str] = Counter()
+    dropped: list[tuple[str, str]] = []
     for words in lines:
         kind = _named(words[-1])
         if kind is None or len(words) < 2 or not _LINE_ID.fullmatch(words[-2]):
             problems[UNKNOWN_OPERATION] += 1
+            dropped.append((" ".join(words)[:_MOST_SHOWN], UNKNOWN_OPERATION))
             continue
         readable = True
         id, key = _id({"id": words[-2]}), words[:-2]
@@ -280,13 +315,15 @@ def _parse_lines(answer: str, facts: Sequence[str]) -> Parsed:
             left.remove(fact)
         if kind in ("ADD", "UPDATE") and fact is None:
             problems[NO_FACT] += 1
+            dropped.append((" ".join(words)[:_MOST_SHOWN], NO_FACT))
             continue
         ops.append(MemoryOp(kind, None if kind == "ADD" else id, clean(" ".join(fact or ())) if kind in ("ADD", "UPDATE") else ""))
     if not readable:
         return Parsed((), Counter({NO_LIST: 1}), False)
     if left:
         problems[LEFT_OUT] += len(left)
-    return Parsed(tuple(ops), problems)
+        dropped += [(" ".join(fact), LEFT_OUT) for fact in left]
+    return Parsed(tuple(ops), problems, dropped=tuple(dropped))
 
 
 def _key(text: str) -> str:

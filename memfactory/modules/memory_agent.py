@@ -1,7 +1,7 @@
 """`RecurrentMemoryModule`: MemAgent's skill, to overwrite a short memory while reading (arXiv 2507.02259).
 
-Differences from the public version: the memory has a budget of its own; a thought that is never closed keeps the
-previous memory instead of its last hundred characters; a truncated memory is used as it stands and is counted.
+Differences from the public version: the memory has a budget of its own; a thought that is never closed keeps the previous memory
+instead of its last hundred characters, and so do an empty text and an apology; a truncated memory is used as it stands and is counted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from memfactory.common.bank_prompts import answer_messages
 from memfactory.common.errors import unknown_name
-from memfactory.common.parsing import strip_thinking
+from memfactory.common.parsing import says_nothing, strip_thinking
 from memfactory.common.prompts import NO_MEMORY, check_order, memory_answer_messages, memory_update_messages
 from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY
@@ -62,6 +62,11 @@ class RecurrentMemoryModule(BaseModule):
         written = strip_thinking(turn.text)
         if written is None:
             model.count("unclosed_thought")
+            model.drop("memory", turn.text, "a thought without an end")
+            return memory
+        if not written or says_nothing(written):
+            model.count("refused_memory" if written else "empty_memory")
+            model.drop("memory", written, "an apology, no memory" if written else "an empty text")
             return memory
         return written
 

@@ -41,13 +41,16 @@ class NaiveExtractor(BaseModule):
         (event,) = args
         messages = extract_messages(conversation_text(event, self.options.style), self.options.style)
         turn = await model.chat(messages, stage="extraction", max_tokens=self.options.max_tokens)
-        parsed = parse_facts(turn.text)
+        parsed = parse_facts(turn.text, self.options.style)
+        for what, why in parsed.dropped:
+            model.drop("extraction", what, why)
         if not parsed.readable:
             model.count("unreadable_extraction")
+            model.drop("extraction", turn.text, ", ".join(parsed.problems))
         facts = list(parsed.facts)
         # The parser notices a list that was cut off; of lines the last may be half a fact.
         if turn.finish == "length" and facts and not parsed.problems["cut off"]:
-            facts.pop()
+            model.drop("extraction", facts.pop(), "cut off")
             model.count("facts_cut_off")
         model.count("facts", len(facts))
         return facts

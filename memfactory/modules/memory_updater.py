@@ -63,8 +63,15 @@ class NaiveUpdater(BaseModule):
         messages = manage_messages(numbered(shown, options.style), new, options.style)
         turn = await model.chat(messages, stage="update", max_tokens=options.max_tokens)
         parsed = parse_operations(turn.text, facts)
+        for what, why in parsed.dropped:
+            model.drop("update", what, why)
         if not parsed.readable:
             model.count("unreadable_update")
+            model.drop("update", turn.text, ", ".join(parsed.problems))
+            for fact in facts:
+                model.drop("update", fact, "no operation for it could be read")
+        elif options.style == "json" and (missing := len(facts) - len(parsed.ops) - len(parsed.dropped)) > 0:
+            model.drop("update", f"{missing} of {len(facts)} new facts", "no operation was written for them")
         ops = renumber(parsed.ops, [item.id for item in shown])
         if options.when_full == "oldest":
             held = len(bank)

@@ -7,6 +7,7 @@ goes with the other paper's parts too. A memory is the topic's summary with the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from memfactory.common.ranges import ranged
@@ -56,9 +57,10 @@ class ProspectiveReflector(BaseModule):
         for speaker in dict.fromkeys(str(turn["speaker"]) for turn in event["turns"]):
             messages = reflect_messages(head + numbered_turns(said), speaker)
             turn = await model.chat(messages, stage="reflection", max_tokens=self.options.max_tokens)
-            topics, readable = parse_topics(turn.text, len(said))
+            topics, readable = parse_topics(turn.text, len(said), partial(model.drop, "reflection"))
             if not readable:
                 model.count("unreadable_reflection")
+                model.drop("reflection", turn.text, "no list of topics")
             texts += [self._text(topic, said) for topic in topics]
         model.count("facts", len(texts))
         return list(dict.fromkeys(texts))
@@ -97,9 +99,10 @@ class TopicUpdater(BaseModule):
                 history = "\n".join(f"{number}: {summary_of(item.text)}" for number, item in enumerate(near))
                 messages = merge_messages(history, summary_of(fact))
                 turn = await model.chat(messages, stage="reflection", max_tokens=self.options.max_tokens)
-                merges, readable = parse_merges(turn.text, len(near))
+                merges, readable = parse_merges(turn.text, len(near), partial(model.drop, "reflection"))
                 if not readable:
                     model.count("unreadable_merge")
+                    model.drop("reflection", turn.text, "no merge could be read: the topic was added")
             ops = [MemoryOp("UPDATE", near[n].id, _merged(summary, near[n].text, fact)) for n, summary in merges]
             bank_now = self._applied(model, bank_now, ops or [MemoryOp("ADD", text=fact)], when)
         return bank_now

@@ -54,6 +54,7 @@ class RerankRetriever(NaiveRetriever):
         model.count("rejected_choices", sum(chosen.problems.values()))
         if not chosen.readable:
             model.count("unreadable_rerank")
+            model.drop("rerank", turn.text, "no choice could be read: the nearest were kept")
             kept = await super().act(model, shown, queries, k)
         else:
             ids = set(chosen.ids[: k * len(queries)])

@@ -22,9 +22,12 @@ from memfactory.agents.load import load_agent
 from memfactory.agents.told import Answer, Change
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
 from memfactory.common.flags import mapping_of, option
+from memfactory.common.questions import is_question
 from memfactory.common.redaction import without_login
 from memfactory.common.registry import import_plugins
 from memfactory.common.settings import load_settings
+from memfactory.common.types import Dropped
+from memfactory.engines.chat import MENDED
 from memfactory.memory.items import MemoryItem
 from memfactory.memory.stores import MemoryStore
 from memfactory.memory.stores.hybrid import HybridStore
@@ -34,7 +37,9 @@ from memfactory.memory.stores.neo4j import DEFAULT_PATH, Neo4jStore
 
 USAGE = "memfactory chat CHECKPOINT [--store NAME] [--user NAME] ...     CHECKPOINT: a folder, a hub name, or api:MODEL"
 
-HELP = """What you tell is remembered; a line that ends with ? is a question, and so is one that begins with /ask.
+HELP = """What you tell is remembered; a question, in whatever language, is answered. To say which of the two a line is:
+/tell TEXT     remember it, also if it looks like a question
+/ask TEXT      answer it, also without a question mark
 /memories      what is remembered, with ids (/memories all: closed ones too)
 /forget ID     delete a memory
 /history ID    every text that a memory ever had
@@ -105,7 +110,7 @@ class Terminal:
         self._say((_plain(agent.user), "bold"), f", {count} {'memory' if count == 1 else 'memories'} in {place or 'this process'}")
         if not place:
             self._say(("It forgets when you leave. --store milvus keeps a file.", "yellow"))
-        self._say(("Tell something, or ask with a ? at the end. /help lists the commands, Ctrl-D ends.", "dim"))
+        self._say(("Tell something, or ask. /help lists the commands, Ctrl-D ends.", "dim"))
 
     def converse(self, read: Callable[[str], str] = input) -> None:
         """Lines until the end of input; what fails is said in one line, and the next one is read."""
@@ -129,7 +134,8 @@ class Terminal:
         """One line: a command, a question or something told. False if it ends the conversation."""
         word, _, rest = line.strip().partition(" ")
         commands: dict[str, Callable[[str], Any]] = {
-            "/ask": self.ask, "/memories": self.memories, "/forget": self.forget, "/history": self.history, "/why": self.why,
+            "/ask": self.ask, "/tell": self.tell,
+            "/memories": self.memories, "/forget": self.forget, "/history": self.history, "/why": self.why,
             "/help": lambda _: self._say(HELP),
         }  # fmt: skip
         if word in ("/quit", "/exit"):
@@ -138,7 +144,7 @@ class Terminal:
             if word not in commands:
                 raise unknown_name("command", word, {*commands, "/quit"})
             commands[word](rest.strip())
-        elif line.strip().endswith("?"):
+        elif is_question(line):
             self.ask(line.strip())
         elif word:
             self.tell(line.strip())
@@ -155,8 +161,10 @@ class Terminal:
         for refused in change.rejected:
             wanted = " ".join(filter(None, (refused.op.kind, refused.op.id, refused.op.text)))
             self._say(("! ", "bold magenta"), (f"not done: {_one_line(wanted)} ({refused.reason})", "magenta"))
+        for lost in change.dropped:
+            self._say(("! ", "bold magenta"), (f"not taken from {lost.stage}: {_lost(lost)}", "magenta"))
         self._complain(change)
-        if not change.edits and not change.rejected:
+        if not change.edits and not change.rejected and not change.dropped and not _unread(change):
             self._say(("nothing new", "dim"))
 
     def ask(self, question: str) -> None:
@@ -208,7 +216,9 @@ class Terminal:
         self._say(mark, (f"{item.id}  ", "bold"), (f"[{date}] " if date else "", "dim"), _one_line(item.text), (until, "dim"))
 
     def _complain(self, done: Change | Answer) -> None:
-        for name in sorted(done.trajectory.report):
+        if broken := done.trajectory.report[MENDED]:
+            self._say(("! ", "bold magenta"), (f"{broken} half characters (lone surrogates) became \ufffd", "magenta"))
+        for name in _unread(done):
             for prefix, problem in ((UNREADABLE, "could not be read"), (CUT, "was cut off at its limit of tokens")):
                 if name.startswith(prefix):
                     self._say(("! ", "bold magenta"), (f"what the model wrote for {name.removeprefix(prefix)} {problem}: /why", "magenta"))
@@ -218,6 +228,15 @@ class Terminal:
 
     def _say(self, *parts: str | tuple[str, str]) -> None:
         self.console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def _unread(done: Change | Answer) -> list[str]:
+    """Counts of what a model wrote and could not be read."""
+    return sorted(name for name in done.trajectory.report if name.startswith((UNREADABLE, CUT)))
+
+
+def _lost(lost: Dropped) -> str:
+    return f"{_one_line(lost.what)[:200]} ({_one_line(lost.why)})"
 
 
 def place_of(store: MemoryStore) -> str:
