@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from memfactory.common.errors import DataError
 from memfactory.common.files import read_json
+from memfactory.evaluation.html.diffs import items_of, text_parts
 from memfactory.judges.llm import verdict
 from memfactory.judges.published import f1_locomo_multi
 from memfactory.memory.choices import parse_merges
@@ -123,6 +124,16 @@ def test_a_fenced_verdict_is_read_as_the_pattern_that_took_cubic_time_read_it(te
     found = OLD_FENCE.fullmatch(text.strip())
     inner = found[1] if found else text.strip()
     assert verdict(text) == (0.0 if inner.strip() == '{"verdict": "wrong"}' else None)
+
+
+@pytest.mark.parametrize("text", ["0: a" + "\n" * 150_000, "x a " * 400, "a " * 5000, "a\n" * 60_000, "0: a\n1: b\n" * 20_000])
+def test_a_memory_is_compared_soon(text: str) -> None:
+    other = text.replace("x", "y") + "b"
+    start = time.process_time()
+    items_of(text)
+    parts = text_parts(text, other)
+    assert time.process_time() - start < 2
+    assert "".join(part for kind, part in parts if kind != "removed") == other
 
 
 def test_a_reply_of_thousands_of_parts_scores_as_its_parts_do() -> None:
