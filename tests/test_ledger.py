@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from memfactory.evaluation.fingerprint import fingerprint
 from memfactory.evaluation.harness import Scores, evaluate, scores_of
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger, read_attempts
 from memfactory.evaluation.report import result_row
+from memfactory.evaluation.tasks.env import TaskEnv
 
 ROWS = [{"context": f"city alice {city} .", "input": "city alice ?", "answers": [city]} for city in ("paris", "rome", "oslo", "delhi")]
 
@@ -392,8 +395,8 @@ def printed(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rows": [*ROWS[:3], ROWS[3] | {"answers": ["agra"]}]}, ["data.sha256"]),
-        ({"rows": ROWS[:2]}, ["data.sha256", "data.examples: 4 -> 2"]),
+        ({"rows": [*ROWS[:3], ROWS[3] | {"answers": ["agra"]}]}, ["data.sha256", "env.asked"]),
+        ({"rows": ROWS[:2]}, ["data.sha256", "data.examples: 4 -> 2", "env.asked"]),
         ({"env": {"reward": "boxed_f1"}}, ["env.reward: 'auto' -> 'boxed_f1'"]),
         ({"env": {"log": ("ruler_all",)}}, ["env.log"]),
         ({"model": "n"}, ["model: 'm' -> 'n'"]),
@@ -451,6 +454,76 @@ def test_the_code_of_ones_own_scoring_rule_decides_too(tmp_path: Path) -> None:
         print_ = fingerprint(Echo(None), own, model="m", decoding={})
         found.append(print_["own_code"])
     assert found[0] != found[1]
+
+
+@pytest.mark.usefixtures("forgotten_parts")
+def test_what_ones_own_rule_imports_from_beside_it_decides_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "worths_of_rule.py").write_text("from words_of_rule import WORD\nWORTH = 1.0\n")
+    (tmp_path / "words_of_rule.py").write_text("WORD = 'a'\n")
+    (tmp_path / "beside.py").write_text("WORD = 'not imported'\n")
+    (tmp_path / "rule_with_words.py").write_text(
+        "from memfactory.common.registry import SCORER_REGISTRY\nfrom worths_of_rule import WORTH\n"
+        "@SCORER_REGISTRY.register('worth')\ndef worth(text, golds):\n    return WORTH\n"
+    )
+    import_plugins([str(tmp_path / "rule_with_words.py")])
+
+    def own_code() -> dict:
+        return fingerprint(Echo(None), facts(tmp_path), model="m", decoding={})["own_code"]
+
+    before = own_code()
+    (tmp_path / "beside.py").write_text("WORD = 'still not'\n")
+    assert own_code() == before
+    (tmp_path / "words_of_rule.py").write_text("WORD = 'b'\n")
+    assert own_code() != before
+
+
+def _second_file(folder: Path, kind: str) -> tuple[Callable[[], dict], Path, str, str]:
+    """(a fingerprint, a file that it must depend on, the file's content before and after)."""
+    wiki = [{"_id": "h", "question": "Where?", "answer": "New York", "answer_id": "Q1", "context": [["A", ["New York."]]]}]
+    write_json(folder / "wiki.json", wiki)
+    names = '{{"Q_id": "Q1", "aliases": ["{}"], "demonyms": []}}'
+    if kind == "beside the data":
+        env = {"task": "2wiki"}
+        return (lambda: _printed(folder, env)), folder / "id_aliases.json", names.format("NYC"), names.format("Big Apple")
+    if kind == "by an option":
+        env = {"task": "2wiki", "options": {"aliases": str(folder / "names.json")}}
+        return (lambda: _printed(folder, env)), folder / "names.json", names.format("NYC"), names.format("Big Apple")
+    if kind == "that nothing came of":  # named by an option, so it is looked at, whatever is made of it
+        env = {"task": "2wiki", "options": {"aliases": str(folder / "names.json")}}
+        return (lambda: _printed(folder, env)), folder / "names.json", names.format("NYC"), names.format("NYC") + "\n"
+    agent = {"agent": "memagent", "agent_options": {"module": {"type": str(folder / "notes.txt")}}}
+    return (lambda: {"agent": prints._read(agent)}), folder / "notes.txt", "one", "two"
+
+
+def _printed(folder: Path, env: dict[str, Any]) -> dict:
+    return fingerprint(Echo(None), TaskEnv(str(folder / "wiki.json"), None, **env), model="m", decoding={})
+
+
+@pytest.mark.parametrize("kind", ["beside the data", "by an option", "that nothing came of", "of an agent's slot"])
+def test_every_file_that_was_read_decides(tmp_path: Path, kind: str) -> None:
+    made, file, before, after = _second_file(tmp_path, kind)
+    file.write_text(before)
+    first = made()
+    assert made() == first
+    file.write_text(after)
+    assert ledgers.differences(first, made())
+
+
+def test_known_label_errors_decide_nothing_and_the_date_that_a_prompt_shows_does(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "wiki.json", [{"_id": "h", "question": "Where?", "answer": "Delft", "context": [["A", ["Delft."]]]}])
+    write_json(tmp_path / "errors.json", [{"question_id": "h", "error_type": "WRONG"}])
+    plain, masked = (_printed(tmp_path, {"task": "2wiki"} | more) for more in ({}, {"mask": str(tmp_path / "errors.json")}))
+    assert plain == masked
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}" + tokenizer.chat_template
+    printed = []
+    for date in (datetime(2025, 1, 1), datetime(2031, 1, 1)):
+        monkeypatch.setattr("memfactory.engines.template.today", lambda date=date: date)
+        printed.append(fingerprint(MemoryAgent(tokenizer, "cpu"), facts(tmp_path), model="m", decoding={}))
+    assert [name.split(":")[0] for name in ledgers.differences(*printed)] == ["rendered"]
 
 
 def test_a_models_hash_is_of_its_weights_and_tokenizer_and_not_of_notes_beside_them(

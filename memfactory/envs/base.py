@@ -47,6 +47,10 @@ class BaseEnv(Dataset, ABC):
         """What decides this env's scores beside its options, such as the model that a judge's name stands for."""
         return {}
 
+    def contents(self) -> Sequence[dict[str, Any]]:
+        """The examples, as far as attempts and scores depend on them: what ledgers are made of may not change."""
+        return self.examples
+
     def questions(self) -> dict[str, Any]:
         """What `questions.json` of an evaluation holds, gold included; nothing, for envs that are reported example by example."""
         return {}

@@ -16,6 +16,7 @@ import memfactory.envs as _envs  # noqa: F401 - registers the envs that jobs nam
 from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError
 from memfactory.common.files import file_hash, read_json
 from memfactory.common.registry import ENV_REGISTRY, SCORER_REGISTRY
+from memfactory.evaluation.fingerprint import asked_hash
 from memfactory.evaluation.ledger import GREEDY, Attempt, Key, read_attempts, read_job
 from memfactory.judges.exact import needs_all
 from memfactory.judges.judge_prompts import ABSTENTION
@@ -152,7 +153,10 @@ def _of_task(asked: dict[str, Any]) -> tuple[dict[str, list[Question]], str]:
 def _of_env(folder: Path, job: dict[str, Any]) -> tuple[dict[str, list[Question]], str]:
     """Questions of a data set, through the env that paid for them; it gets no tokenizer, for it shows nothing to an agent."""
     env = ENV_REGISTRY.get(job["env"])(job["data_path"], None, **job["env_options"])
-    made, now = read_json(folder / "fingerprint.json")["data"]["sha256"], file_hash(job["data_path"])
+    print_ = read_json(folder / "fingerprint.json")
+    made, now = print_["data"]["sha256"], file_hash(job["data_path"])
+    if made == now and "asked" in print_.get("env", {}):  # another file that it reads may have changed
+        made, now = print_["env"]["asked"], asked_hash(env)
     if made != now:
         raise ConfigError(f"{job['data_path']} has changed since {folder} was made ({made} -> {now}). Evaluate again, or restore it.")
     rule = getattr(env.options, "reward", "") or "score"

@@ -92,6 +92,10 @@ class TaskEnv(BaseEnv):
         kept = {"limit": self.options.limit if self.several else 0, "mask": ""}
         return {"instruction": shown, "rules": [self.task.headline, *self.task.beside], **kept}
 
+    def contents(self) -> list[dict[str, Any]]:
+        """Scores are given with and without label errors, whichever are known."""
+        return [example | {"asked": [asked | {"label_error": ""} for asked in example["asked"]]} for example in self.examples]
+
     def observe(self, example: dict[str, Any]) -> View:
         return View(example["example_id"], tuple(example["query"]), example["context"], tuple(example["sessions"]))
 
