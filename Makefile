@@ -16,7 +16,7 @@ test:  ## the fast tests, as the README has them
 test-all:  ## lint, types and every test but those of vLLM
 	bash tests/run.sh --all
 
-docs:  ## the site in site/ (pip install -r requirements-docs.txt)
+docs:  ## the site in site/; first pip install -r requirements-docs.txt
 	mkdocs build --strict
 
 docs-serve:  ## the site at http://127.0.0.1:8000, made again as you write

@@ -50,9 +50,9 @@ class Scores:
     examples: list[str]
     """[n] names of the examples."""
     sampled: list[list[float]]
-    """[n][k] sampled attempts; k may be 0."""
+    """[n, k] sampled attempts; k may be 0."""
     greedy: list[list[float]]
-    """[n][1]."""
+    """[n, 1]."""
     attempts: dict[tuple[str, str, int], Attempt] = field(default_factory=dict, repr=False)
     asked_in: list[str] = field(default_factory=list, repr=False)
     """[n] which of the ledger's examples each is of, where scores are by question (a task's); else empty."""
