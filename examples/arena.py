@@ -13,9 +13,9 @@ from memfactory.arena.plan import ArenaConfig, read_plan
 from memfactory.arena.report import printed, write_report
 from memfactory.arena.work import Place, evaluate, make_data, train_all
 from memfactory.cli import guarded
+from memfactory.common.files import alone
 from memfactory.common.flags import parse_flags
 from memfactory.common.terminal import Terminal
-from memfactory.evaluation.orchestrator import alone
 
 console = Terminal()
 

@@ -176,6 +176,9 @@ def train(arguments: Sequence[str]) -> None:
         report_memory(config, device_of(config.device))
     trainer = trainer_class(config)
     explain(config, trainer.total_steps, trainer.updates_per_step)
+    if config.dry_run:
+        logging.getLogger(__name__).info("Dry run: all checks passed. Nothing was loaded or written; leave --dry_run out to start.")
+        return
     last = trainer.train()
     trainer.ranks.end()
     logging.getLogger(__name__).info("Done. Last checkpoint: %s (%s)", last, trainer.checkpoints_are_for)
@@ -304,21 +307,25 @@ def defaults_of(config: TrainConfig) -> dict[str, Any]:
 
 def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
     """Say in plain words what the counts mean: `gradient_accumulation_steps` and `save_steps` of published runs surprise people."""
+    from memfactory.trainers.setup import checking, saving
+
     log = logging.getLogger(__name__)
+    known = steps < sys.maxsize  # of a budget of tokens nobody knows yet how many steps it lasts
+    length = f"{steps} steps" if known else f"as many steps as {config.max_rollout_tokens} sampled tokens last"
     if config.trainer == "mem_grpo":
         log.info(
-            "One step: %d x %d = %d examples x %d attempts rolled out together, then %d optimizer update(s). "
-            "%d steps; a checkpoint every %d.",
+            "One step: %d x %d = %d examples x %d attempts rolled out together, then %d optimizer update(s); %s.",
             config.batch_size, config.gradient_accumulation_steps, config.examples_per_step, config.num_generations,
-            updates_per_step, steps, config.save_steps,
+            updates_per_step, length,
         )  # fmt: skip
         if config.gradient_accumulation_steps > 1:
             log.info(
                 "The public trainer counted a step per %d example(s) and updated once per %d of them: its 250 steps are 10 updates.",
                 config.batch_size, config.gradient_accumulation_steps,
             )  # fmt: skip
-        if config.save_steps > steps:
-            log.info("--save_steps %d is past the end: only the last step is saved. --save_steps 10 saves on the way.", config.save_steps)
+    log.info("%s", saving(config, steps))
+    for text in checking(config, steps):
+        log.warning("%s", text)
 
 
 def list_parts(arguments: Sequence[str]) -> None:

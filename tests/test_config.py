@@ -29,7 +29,7 @@ FLAGS = PUBLIC | set(
     "gradient_checkpointing bf16 master_weights gradients moments offload_optimizer lora_r lora_alpha lora_dropout lora_targets "
     "reference max_steps max_cpu_minutes max_rollout_tokens packing attention_backend seed device threads eval_steps eval_samples eval_k "
     "save_total_limit resume report_to loss_options kl kl_gradient engine engine_options tis tis_cap parallel profile_steps "
-    "rollout_servers api_options".split()
+    "rollout_servers api_options dry_run max_lost_steps max_idle_steps".split()
 )
 """All flags that users' scripts may pass: a new one is added here, and none is ever taken out."""
 
@@ -257,6 +257,7 @@ def test_training_a_stage_that_the_agent_lacks_is_an_error_and_not_training_it_i
 
 
 MAY_CHANGE = set(
+    "dry_run max_lost_steps max_idle_steps "
     "output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps save_total_limit eval_steps eval_samples eval_k "
     "eval_data_path report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
 )

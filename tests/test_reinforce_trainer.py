@@ -17,7 +17,7 @@ from scipy import stats
 
 from memfactory.cli import defaults_of, main
 from memfactory.common.config import TrainConfig, read_config
-from memfactory.common.errors import ConfigError, DataError, UnknownNameError
+from memfactory.common.errors import ConfigError, DataError, InfrastructureError, UnknownNameError
 from memfactory.common.files import read_json, read_jsonl, write_json, write_jsonl
 from memfactory.common.registry import EMBEDDER_REGISTRY, TRAINER_REGISTRY
 from memfactory.data.audit import audit
@@ -158,7 +158,8 @@ def test_citers_see_what_is_shown_and_what_they_cannot_say_is_left_out(trainer: 
 
 def test_a_batch_of_which_nothing_is_known_changes_nothing(trainer: Callable[..., MemReinforceTrainer]) -> None:
     run = trainer(citer=Spy(unknown=1), max_steps=2, eval_data_path=[])
-    run.train()
+    with pytest.raises(InfrastructureError, match="Ended at step 2 without a score for any attempt. Lost to: 40 x Nobody said"):
+        run.train()
     assert run.updates == 0 and all(not parameter.any() for parameter in run.model.parameters())
     assert [(row["scored"], row["unscorable"]) for row in metrics_of(run)] == [(0, 20)] * 2
 
@@ -244,11 +245,11 @@ def test_what_is_given_wins_over_the_trainers_defaults_and_other_trainers_keep_t
         ({"data_path": None}, "--data_path is required.*data build synth_topics"),
         ({"gradient_checkpointing": True}, "no layers to recompute"),
         ({"trainer_options": {"shown": 21}}, "shown=21 is more than the 20 candidates"),
-        ({"trainer_options": {"shown": 0}}, "shown=0 must be at least 1"),
+        ({"trainer_options": {"shown": 0}}, "shown 0: must be at least 1"),
         ({"trainer_options": {"mode": "plackett"}}, "mode 'plackett'. Did you mean 'plackett_luce'"),
         ({"trainer_options": {"baseline": "mean"}}, "Known: ema, fixed, leave_one_out"),
         ({"trainer_options": {"tau": 1}}, "option of the trainer mem_reinforce 'tau'"),
-        ({"trainer_options": {"citer_noise": 2}}, "noise=2 is a probability"),
+        ({"trainer_options": {"citer_noise": 2}}, "citer_noise 2: must be at least 0 and at most 1"),
     ],
 )
 def test_impossible_requests_are_refused(trainer: Callable[..., MemReinforceTrainer], options: dict[str, Any], said: str) -> None:

@@ -320,8 +320,9 @@ def test_dropout_in_a_config_does_not_part_trainer_and_sampler(
 def test_a_batch_without_variance_changes_nothing_and_is_counted(grpo: Callable[..., MemTrainer]) -> None:
     trainer = grpo(ConstantEnv, beta=0.1, max_steps=2)
     before = weights_of(trainer)
-    trainer.train()
-    assert same(weights_of(trainer), before) and trainer.updates == 0
+    with pytest.raises(UserError, match=r"Ended at step 2 without any update.*got the same reward \(the last mean was 0.300\)"):
+        trainer.train()
+    assert same(weights_of(trainer), before) and trainer.updates == 0 and ckpt.checkpoints(trainer.output_dir) == []
     for row in metrics_of(trainer):
         assert row["informative"] == 0 and row["zero_variance_groups"] == 2 and row["reward"] == pytest.approx(0.3)
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
@@ -392,7 +393,8 @@ def test_every_step_draws_anew(grpo: Callable[..., MemTrainer]) -> None:
     examples = trainer.examples_of(0)
     trainer.examples_of = lambda step: examples  # type: ignore[method-assign]
     seen = rollouts_of(trainer)
-    trainer.train()
+    with pytest.raises(UserError, match="without any update"):
+        trainer.train()
     first, second = ([ids for _, ids in (turn for turns in token_ids(rollout) for turn in turns)] for rollout in seen)
     assert trainer.updates == 0 and first != second, "the same questions and weights, but other random numbers"
 

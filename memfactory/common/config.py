@@ -31,8 +31,9 @@ _CHOICES = {
 }
 
 _FREE_ON_RESUME = frozenset(
-    "output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps save_total_limit eval_steps eval_samples eval_k "
-    "eval_data_path report_to wandb_name threads device engine_graphs parallel profile_steps rollout_servers".split()
+    "dry_run max_lost_steps max_idle_steps output_dir resume max_steps max_cpu_minutes max_rollout_tokens epoch save_steps "
+    "save_total_limit eval_steps eval_samples eval_k eval_data_path report_to wandb_name threads device engine_graphs "
+    "parallel profile_steps rollout_servers".split()
 )
 """Options that do not decide what a step computes: they may differ between a run and its resumption."""
 
@@ -141,10 +142,13 @@ class TrainConfig:
     # Run
     epoch: int = option(1, "Passes over the training data; max_steps, if given, decides instead.", least=1)
     max_steps: int | None = option(None, "Stop after this many steps (rollout batches).", least=1)
-    max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.", above=0)
+    max_cpu_minutes: float | None = option(None, "Stop after this many CPU minutes of training, held-out checks not counted.", least=0)
     max_rollout_tokens: int | None = option(
         None, "Stop after this many sampled tokens; without max_steps as many steps as they last.", least=1
     )
+    max_lost_steps: int = option(3, "Stop after so many steps in a row without a scored attempt; 0: never.", least=0)
+    max_idle_steps: int = option(100, "Stop after so many steps in a row without an update; 0: never.", least=0)
+    dry_run: bool = option(False, "Check everything that can be checked without the weights, say what would be done, and end.")
     seed: int = option(0, "Seed of data order and of every random stream.", least=0, below=2**32)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     parallel: str = option("auto", "Several processes: ddp (each has the model), fsdp2 (each a shard), auto (as accelerate's file says).")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import glob
 import hashlib
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,8 +188,10 @@ def _text(path: Path) -> str:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder beside `path`, then rename it into place: `path` is whole or does not exist. An older one is replaced."""
+    put_back(path)
     part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
+    for stale in (part, old):  # of a killed process that had this one's number
+        shutil.rmtree(stale, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
@@ -193,14 +199,31 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
+        if not path.exists():
+            os.rename(part, path)
+        elif not _exchanged(part, path):  # two steps where the system has none in one: `put_back` mends a kill between them
             os.rename(path, old)
-        os.rename(part, path)
+            os.rename(part, path)
     finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
+        put_back(path)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Give a folder that is missing its older self back, which a kill in the middle of `new_folder` can leave beside it."""
+    for old in [] if path.exists() else path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        os.rename(old, path)
+        return
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, so that no moment has neither; False where the system or its file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):  # Linux: relative to the working directory (-100), RENAME_EXCHANGE
+        return bool(libc.renameat2(-100, names[0], -100, names[1], 2) == 0)
+    return hasattr(libc, "renamex_np") and bool(libc.renamex_np(*names, 2) == 0)  # macOS: RENAME_SWAP
 
 
 def point(link: Path, target: str) -> None:
@@ -209,3 +232,28 @@ def point(link: Path, target: str) -> None:
     part.unlink(missing_ok=True)
     part.symlink_to(target)
     os.replace(part, link)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder of results: two processes at once would write one report, or one run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"Another process is writing {folder}. Wait for it, stop it, or give another --output_dir.") from error
+        yield
+
+
+def check_place(folder: Path) -> None:
+    """`ConfigError` if the folder of --output_dir, which need not be there yet, cannot be written to, or another process holds it."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder} cannot be written to: {error.strerror or error}. Give another.") from error
+    if (folder / ".lock").is_file():
+        with alone(folder):
+            pass

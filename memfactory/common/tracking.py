@@ -124,6 +124,14 @@ class Trackers:
             tracker.close()
 
 
+def check_trackers(names: list[str]) -> None:
+    """An unknown tracker, or one whose package is not here, is an error before anything is loaded."""
+    for name in names:
+        TRACKER_REGISTRY.get(name)
+        if name == "swanlab" and importlib.util.find_spec("swanlab") is None:
+            raise ConfigError("--report_to swanlab needs the package swanlab: pip install swanlab.")
+
+
 def build_trackers(names: list[str], output_dir: Path, run_name: str | None, config: Mapping[str, Any], first_step: int) -> Trackers:
     """`metrics.jsonl` and the named ones."""
     keys = dict.fromkeys(["jsonl", *names])

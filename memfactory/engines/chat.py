@@ -7,7 +7,7 @@ role, stamps `trainable`, gives each call its random stream and records every tu
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,6 +27,15 @@ BRANCH = 1 << 32
 """Added to a branch's number in its streams: no turn has so high a number."""
 
 ROLES = ("policy", "policy_nograd", "reference", "api:NAME")
+
+
+def check_roles(roles: Mapping[str, str], stages: Collection[str] | None = None) -> None:
+    """An unknown role, or a stage that is none of `stages`, is an error that names the known ones; no model is asked for."""
+    for stage, role in roles.items():
+        if stages is not None and stage not in stages:
+            raise unknown_name("stage of --roles", stage, stages)
+        if role not in ROLES[:-1] and not str(role).startswith("api:"):
+            raise unknown_name(f"role of the stage {stage}", str(role), ROLES)
 
 
 class ChatModel(Protocol):

@@ -11,7 +11,6 @@ output_dir/
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -19,8 +18,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from memfactory.agents.build import answered_by_others
 from memfactory.common.errors import ConfigError, MissingFileError
-from memfactory.common.files import read_json, write_json
+from memfactory.common.files import alone, check_place, read_json, write_json
 from memfactory.common.progress import Lines
 from memfactory.common.redaction import without_secrets
 from memfactory.evaluation.anchors import anchor_notes
@@ -82,6 +80,7 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
 
 def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console, told: Console | None = None) -> int:
     """The same for jobs of one's own; of the configuration only where and how they are run. `told`: where the tables go, if elsewhere."""
+    check_place(Path(config.output_dir))
     places = _places(config, jobs)
     with alone(Path(config.output_dir)):
         failed, refused, without = _run(jobs, places, config.threads or _threads(places), console)
@@ -174,18 +173,6 @@ def _trained_otherwise(jobs: Sequence[Job]) -> list[str]:
                 None
             )
     return list(notes)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of results: two at once would write one report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"Another process is writing {folder}. Wait for it, stop it, or give another --output_dir.") from error
-        yield
 
 
 def _places(config: EvalConfig, jobs: Sequence[Job]) -> list[str]:

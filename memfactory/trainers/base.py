@@ -12,9 +12,8 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,30 +26,27 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.algorithms.optim import build_optimizers, clip_and_step, lr_scale, set_lr
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError
-from memfactory.common.files import file_hash
+from memfactory.common.files import alone, check_place, file_hash
 from memfactory.common.progress import Lines
 from memfactory.common.registry import TRAINER_REGISTRY, build_options
-from memfactory.common.tracking import Trackers, build_trackers, tracker_names
+from memfactory.common.tracking import Trackers, build_trackers, check_trackers, tracker_names
 from memfactory.common.version import __version__
-from memfactory.engines.load import check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer, model_hash
+from memfactory.engines.load import check_vocabulary, embedded_tokens, load_causal_lm, load_config, load_tokenizer, model_hash
 from memfactory.evaluation.report import plot_curves
+from memfactory.modules.base import NoOptions
 from memfactory.trainers import checkpoint as ckpt
-from memfactory.trainers.distributed import Ranks, device_of, explained
-from memfactory.trainers.health import Clock, memory_explained
+from memfactory.trainers.distributed import Ranks, device_of
+from memfactory.trainers.health import Clock
 from memfactory.trainers.held import PLAIN, HeldModel, loading_type
 from memfactory.trainers.profiling import StepProfiler
 from memfactory.trainers.setup import check_choices, required_model
 from memfactory.trainers.sharding import sharded, spread
+from memfactory.trainers.watch import Watch, explaining
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NoOptions:
-    """A trainer without options of its own."""
 
 
 class BaseTrainer(ABC):
@@ -75,8 +71,19 @@ class BaseTrainer(ABC):
         random.seed(config.seed)
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
-        self._resume_from = self._find_checkpoint()
+        self._trackers = tracker_names(config.report_to, config.wandb_name)
+        check_trackers(self._trackers)
+        check_place(self.output_dir)
+        self._resume_from = ckpt.newest(self.output_dir, config.resume)
         self.ranks.same(f"the last checkpoint in {self.output_dir}", self._resume_from and self._resume_from.name)
+        self.watch = Watch(config, quiet=not self.ranks.main)
+        self.step = self.updates = self.skipped_updates = self.rollout_tokens = self._updates_in_step = 0
+        self.cpu_seconds = 0.0
+        self.best_score = -float("inf")
+        self.best_step: int | None = None
+        self.prepare(model, tokenizer)
+        if config.dry_run:
+            return
         model, tokenizer = self.load(model, tokenizer)
         self.model: PreTrainedModel = model.to(str(self.device))  # type: ignore[arg-type]
         self.held = HeldModel(self.model, config, self._own_gpu) if self.trains_lm else None
@@ -90,13 +97,6 @@ class BaseTrainer(ABC):
             self.model, config.optimizer, config.lr, config.weight_decay, (config.adam_beta1, config.adam_beta2),
             self.held.lean if self.held is not None else None,
         )  # fmt: skip
-        self.step = 0
-        self.updates = 0
-        self.skipped_updates = 0
-        self.cpu_seconds = 0.0
-        self.rollout_tokens = 0
-        self._updates_in_step = 0
-        self.best_score = -float("inf")
 
     # What a trainer supplies
 
@@ -104,13 +104,20 @@ class BaseTrainer(ABC):
     """What `trainer_options` may hold."""
     defaults: dict[str, Any] = {}
     """Options of TrainConfig for which this trainer has another default: the command line's, and `configured`'s."""
-    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "rollout_tokens", "best_score")
+    saved: tuple[str, ...] = ("step", "updates", "skipped_updates", "cpu_seconds", "rollout_tokens", "best_score", "best_step")
     """Attributes that a checkpoint keeps and a resumed run takes up again."""
     checkpoints_are_for = "transformers and vLLM load it"
     trains_lm = True
     """What is trained is a causal LM: split weights and adapters are for that."""
     distributed = False
     """Whether several processes can train together."""
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        """Check and build what takes no weights, before they are loaded: all that --dry_run does. `model`, `tokenizer`: if given."""
+        if self.trains_lm and model is None:
+            load_config(required_model(self.config))
+            if tokenizer is None:
+                load_tokenizer(required_model(self.config))
 
     def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         """What is trained and its tokenizer: a causal LM, unless overridden. Each as given, or loaded if it is None."""
@@ -179,18 +186,29 @@ class BaseTrainer(ABC):
         return math.ceil(self.step * limit / self.rollout_tokens) if self.rollout_tokens else sys.maxsize
 
     def train(self) -> Path:
-        """Run to the end (or go on from the last checkpoint) and return the last checkpoint's folder."""
+        """Run to the end (or go on from the last checkpoint) and return the last checkpoint's folder.
+
+        A run that scores or learns nothing ends with an error (`Watch`); so does a second process in the same folder.
+        """
+        with alone(self.output_dir) if self.ranks.main else nullcontext():
+            if ckpt.newest(self.output_dir, self.config.resume) != self._resume_from:
+                raise ConfigError(f"Another run wrote to {self.output_dir} since this one began. Start again with --resume True.")
+            return self._train()
+
+    def _train(self) -> Path:
         config = self.config
         if self._resume_from is not None:
             self._restore(self._resume_from)
-        names, main = tracker_names(config.report_to, config.wandb_name), self.ranks.main
+        names, main = self._trackers, self.ranks.main
         trackers = build_trackers(names, self.output_dir, config.wandb_name, config.to_dict(), self.step + 1) if main else Trackers([])
         saved = self._resume_from
-        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "dynamic_ncols": True, "disable": None if main else True}
+        shown: dict[str, Any] = {"desc": config.trainer, "unit": "step", "initial": self.step, "dynamic_ncols": True}
+        shown["disable"] = None if main else True
+        guard = explaining(self.clock, config, self.device, self.ranks)
         self.clock.start()
         lines = Lines(bar=sys.stderr.isatty() or not main, every=10)
         try:
-            with self._explaining(), tqdm(total=self._known_total(), initial=self.step, **shown) as bar:
+            with guard, tqdm(total=self._known_total(), **shown) as bar:
                 while self.step < self.total_steps and not self._spent():
                     metrics = self._timed_step()
                     saved = None
@@ -198,6 +216,7 @@ class BaseTrainer(ABC):
                         with self.clock.part("evaluation"):
                             metrics |= self.evaluate()
                         saved = self._save_if_best(metrics.get("eval/score"))
+                        self.watch.tell(self.step, metrics, saved is not None)
                     self._track(trackers, metrics | self.clock.shares())
                     bar.update()
                     bar.total = self._known_total()
@@ -205,40 +224,40 @@ class BaseTrainer(ABC):
                     bar.set_postfix(told)
                     numbers = "".join(f", {name} {number}" for name, number in told.items())
                     lines.tell(f"step {self.step} of {self._known_total() or '?'}{numbers}", now=self.step == self.total_steps)
-                    if config.save_steps and self.step % config.save_steps == 0 and saved is None:
+                    if (why := self.watch.stop(self.step)) is not None:
+                        raise self._stopped(why)
+                    if config.save_steps and self.step % config.save_steps == 0 and saved is None and not self.watch.lost:
                         saved = self.save()
+                if (why := self.watch.at_end(self.step, self.updates)) is not None:
+                    raise self._stopped(why)
                 saved = saved or self.save()
         finally:
             trackers.close()
-        if main and (self.output_dir / "metrics.jsonl").stat().st_size:
-            plot_curves(
-                self.output_dir / "metrics.jsonl", self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir.name}"
-            )
+        metrics_file = self.output_dir / "metrics.jsonl"
+        if main and metrics_file.stat().st_size:
+            plot_curves(metrics_file, self.output_dir / "learning_curve.png", f"{config.trainer}: {self.output_dir.name}")
         return saved
 
     bar_metrics: tuple[str, ...] = ("loss",)
 
     def _timed_step(self) -> dict[str, Any]:
         wall, cpu = time.perf_counter(), time.process_time()
-        self._updates_in_step = 0
+        self._updates_in_step, before = 0, self.updates
         with self._profiler.step(self.step + 1):
             metrics = self.training_step()
         self.step += 1
         self.cpu_seconds += sum(self.ranks.gather(time.process_time() - cpu))
         self.rollout_tokens += metrics.get("rollout_tokens", 0)
+        self.watch.step(metrics, self.updates > before)
         times = {"seconds": time.perf_counter() - wall, "cpu_seconds_total": self.cpu_seconds}
         return metrics | times | {"updates": self.updates, "skipped_updates": self.skipped_updates}
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """What ends a run for want of memory or of another process is said in words."""
-        with memory_explained(self.clock, self.config, self.device):
-            try:
-                yield
-            except RuntimeError as error:
-                if (in_words := explained(error, self.ranks)) is not None:
-                    raise in_words from error
-                raise
+    def _stopped(self, why: Exception) -> Exception:
+        """The same error, when what was learned is saved: as of before the lost steps, which a resumed run makes again."""
+        self.step -= self.watch.lost
+        if self.updates and not (self.output_dir / ckpt.folder_name(self.step)).is_dir():
+            self.save()
+        return why
 
     def _known_total(self) -> int | None:
         return None if self.total_steps == sys.maxsize else self.total_steps
@@ -249,12 +268,8 @@ class BaseTrainer(ABC):
 
     def _track(self, trackers: Any, metrics: dict[str, Any]) -> None:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
-        trackers.log(
-            self.step,
-            numbers,
-            {k: v for k, v in metrics.items() if isinstance(v, list)},
-            {k: v for k, v in metrics.items() if isinstance(v, str)},
-        )
+        lists, texts = ({k: v for k, v in metrics.items() if isinstance(v, kind)} for kind in (list, str))
+        trackers.log(self.step, numbers, lists, texts)
 
     def optimizer_update(self) -> tuple[float, float]:
         """Clip, step, count; returns (gradient norm, learning rate). A non-finite gradient is skipped and counted."""
@@ -294,7 +309,8 @@ class BaseTrainer(ABC):
             }
             if self.ranks.main:
                 whole = self.parallel.sampler if self.parallel.sampler is not self.model else self.held or self.model
-                ckpt.save_checkpoint(self.output_dir, self.step, whole, self.tokenizer, self.about(), state)
+                folder = ckpt.save_checkpoint(self.output_dir, self.step, whole, self.tokenizer, self.about(), state)
+                ckpt.mark(self.output_dir, folder, self.best_step)  # before older ones are deleted
                 ckpt.prune(self.output_dir, self.config.save_total_limit)
             self.ranks.wait()
         return self.output_dir / ckpt.folder_name(self.step)
@@ -305,22 +321,11 @@ class BaseTrainer(ABC):
         return model_hash(self.config.model_name_or_path) if self.config.model_name_or_path else None
 
     def _save_if_best(self, score: float | None) -> Path | None:
-        if score is None or not score > self.best_score:  # written so that NaN is never the best
+        # Written so that NaN is never the best; nor are the starting weights, which nothing was learned for.
+        if score is None or not score > self.best_score or not self.updates:
             return None
-        self.best_score = score
-        folder = self.save()
-        if self.ranks.main:
-            ckpt.mark_best(self.output_dir, folder)
-        return folder
-
-    def _find_checkpoint(self) -> Path | None:
-        found = ckpt.checkpoints(self.output_dir)
-        if found and not self.config.resume:
-            raise ConfigError(
-                f"{self.output_dir} already holds {found[-1].name}. Pass --resume True to go on from it, "
-                "or another --output_dir; nothing was touched."
-            )
-        return found[-1] if found else None
+        self.best_score, self.best_step = score, self.step
+        return self.save()
 
     def _restore(self, folder: Path) -> None:
         with ckpt.damage_explained(folder, self.output_dir):
@@ -338,3 +343,5 @@ class BaseTrainer(ABC):
         for name, value in state["counters"].items():
             setattr(self, name, value)
         ckpt.restore_random_states(state["random"])
+        if self.ranks.main:
+            ckpt.mark(self.output_dir, folder, self.best_step)

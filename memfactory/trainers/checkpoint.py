@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, DataError, MemFactoryError, in_one_line
-from memfactory.common.files import file_hash, new_folder, point, write_json
+from memfactory.common.files import file_hash, new_folder, point, put_back, write_json
 from memfactory.common.redaction import without_secrets
 from memfactory.engines.load import load_causal_lm
 from memfactory.trainers.state_files import read_state, write_state
@@ -113,6 +113,8 @@ def folder_name(step: int) -> str:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
+    for old in output_dir.glob(".checkpoint-*.old"):
+        put_back(output_dir / old.name.split(".")[1])
     held = (f"{STATE}/state.json", _PICKLED)
     found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and any((p / name).is_file() for name in held)]
     return sorted(found, key=_step)
@@ -122,12 +124,24 @@ def _step(folder: Path) -> int:
     return int(folder.name.split("-")[1])
 
 
+def newest(output_dir: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if there is one; one that nobody wants to go on from is an error."""
+    found = checkpoints(output_dir)
+    if found and not resume:
+        raise ConfigError(
+            f"{output_dir} already holds {found[-1].name}. Pass --resume True to go on from it, or another --output_dir; "
+            "nothing was touched."
+        )
+    return found[-1] if found else None
+
+
 def prune(output_dir: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and the one that `best` points at."""
+    found = checkpoints(output_dir)
     for stale in (*output_dir.glob(".checkpoint-*.part"), *output_dir.glob(".checkpoint-*.old")):
         _remove(stale)  # what a killed process left: there is one writer, and it is not saving now
     best = (output_dir / "best").resolve()
-    for folder in checkpoints(output_dir)[: -max(keep, 1)]:
+    for folder in found[: -max(keep, 1)]:
         if folder.resolve() != best:
             _remove(folder)
 
@@ -137,12 +151,21 @@ def _remove(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
     else:
-        shutil.rmtree(folder)
+        going = folder.with_name(f".{folder.name.lstrip('.')}.going.part")  # half deleted it must not pass for whole
+        folder.rename(going)
+        shutil.rmtree(going)
 
 
 def mark_best(output_dir: Path, folder: Path) -> None:
     """Point `best` at this checkpoint."""
     point(output_dir / "best", folder.name)
+
+
+def mark(output_dir: Path, newest: Path, best_step: int | None) -> None:
+    """Point `last` at the newest checkpoint and `best` at that of `best_step`, if it is there: what a kill left undone is done again."""
+    point(output_dir / "last", newest.name)
+    if best_step is not None and (best := output_dir / folder_name(best_step)).is_dir():
+        mark_best(output_dir, best)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, local_models, longest_turn
+from memfactory.agents.build import api_chats, build_agent, local_models, longest_turn
 from memfactory.algorithms.credit import BY_QUESTION, Credit, assign_credit, paid_stages
 from memfactory.algorithms.logprobs import without_dropout
 from memfactory.algorithms.objective import check_objective, loss_defaults
@@ -41,6 +41,7 @@ from memfactory.common.prompts import PROMPTS
 from memfactory.common.registry import ADVANTAGE_REGISTRY, AGENT_REGISTRY, ENV_REGISTRY, TRAINER_REGISTRY
 from memfactory.common.types import RolloutGroup, predictions
 from memfactory.engines.base import Engine
+from memfactory.engines.chat import check_roles
 from memfactory.engines.load import load_tokenizer
 from memfactory.engines.rollout import check_rollout_engine, rollout_engine
 from memfactory.envs.base import BaseEnv
@@ -50,7 +51,7 @@ from memfactory.evaluation.transcript import transcript
 from memfactory.trainers.base import BaseTrainer
 from memfactory.trainers.distributed import SharedBatch, dealt, renumbered
 from memfactory.trainers.health import peak_flops, with_mfu
-from memfactory.trainers.metrics import Averages, Sampled, rollout_metrics, together
+from memfactory.trainers.metrics import Averages, Sampled, lost_to, rollout_metrics, together
 from memfactory.trainers.policy_update import PolicyUpdate
 from memfactory.trainers.reference import build_reference
 from memfactory.trainers.rollout_servers import RolloutWeights
@@ -106,11 +107,12 @@ class MemTrainer(BaseTrainer):
         self._normalize = ADVANTAGE_REGISTRY.get(config.advantage)
         check_objective(config)
         check_rollout_engine(config.engine, config.mapping("engine_options"))
+        self._given = agent
         super().__init__(config, model, tokenizer)
+        if config.dry_run:
+            return
         without_dropout(self.model)
         self.policy = PolicyUpdate(self.model, config, self.device, self.bf16, self.parallel)
-        options = agent_options(config)
-        self.agent = agent if agent is not None else build_agent(config.agent_type, self.tokenizer, str(self.device), options)
         roles = roles_of(config, self.agent)
         needs_reference = config.beta > 0 or "reference" in roles.values()
         assert self.held is not None
@@ -128,6 +130,15 @@ class MemTrainer(BaseTrainer):
         self.agent.attach(self.models)
         self.weights = RolloutWeights(self.parallel, self.models, config, self.bf16)
         self._peak = peak_flops(self.device, self.bf16)
+
+    def prepare(self, model: Any, tokenizer: Any) -> None:
+        super().prepare(model, tokenizer)
+        config, options = self.config, agent_options(self.config)
+        self.agent = self._given if self._given is not None else build_agent(config.agent_type, tokenizer, str(self.device), options)
+        roles = roles_of(config, self.agent)
+        check_roles(roles, self.agent.stages)
+        for chat in api_chats(roles).values():  # a role whose server has no address or key
+            chat.close()  # type: ignore[attr-defined]
 
     @classmethod
     def defaults_for(cls, loss: str) -> dict[str, Any]:
@@ -246,6 +257,7 @@ class MemTrainer(BaseTrainer):
         credit = assign_credit(whole.groups, whole.rewards, self._normalize, self.config.credit)
         before, number = (sum(len(g.trajectories) for e in part for g in e.groups) for part in (everyone[: self.ranks.rank], [mine]))
         metrics = rollout_metrics(whole.groups, whole.rewards, credit, whole.seconds)
+        self.watch.failed(lost_to([t for group in whole.groups for t in group.trajectories], whole.rewards))
         return replace(credit, advantages=credit.advantages[before : before + number]), metrics
 
     def _checked(self, rewards: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

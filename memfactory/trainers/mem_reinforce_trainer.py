@@ -48,6 +48,8 @@ from memfactory.trainers.setup import batch_numbers
 
 log = logging.getLogger(__name__)
 
+NOBODY = "Nobody said whether a shown memory is of use: the citer gave no verdict."
+
 
 @dataclass(frozen=True, slots=True)
 class ReinforceOptions:
@@ -134,10 +136,12 @@ class MemReinforceTrainer(BaseTrainer):
         self.eval_citer: Citer = citer or GoldCiter()
         self.mean_reward = math.nan
 
-    def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    def prepare(self, model: Any, tokenizer: Any) -> None:
         self.reranker = RMMReranker(None, str(self.device), **self.options.reranker)
         if self.options.shown > self.reranker.options.candidates:
             raise ConfigError(f"shown={self.options.shown} is more than the {self.reranker.options.candidates} candidates.")
+
+    def load(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
         return self.reranker.scores, None
 
     def weights_of(self, folder: Path) -> dict[str, Tensor]:
@@ -165,6 +169,7 @@ class MemReinforceTrainer(BaseTrainer):
         loss = reinforce_loss(logprobs, rewards, baseline(options.baseline, rewards, value))
         self.mean_reward = moved(self.mean_reward, rewards, options.ema_decay)
         metrics = self._metrics(rewards, choice, selection_entropy(logits.detach(), choice.order, batch.mask))
+        self.watch.failed([NOBODY] * metrics["unscorable"])
         if metrics["scored"] == 0:  # Adam's momentum would move the weights without a reason
             return metrics
         loss.backward()

@@ -13,6 +13,8 @@ import torch
 from memfactory.algorithms.credit import Credit, paid_stages
 from memfactory.common.types import RolloutGroup, Trajectory, Turn
 
+UNSCORED = "The env gave an attempt that ended no score (NaN)."
+
 
 class Averages:
     """Token-weighted means, sums and maxima, gathered over micro-batches."""
@@ -92,6 +94,13 @@ def _rows(found: list[torch.Tensor | None], parts: list[Sampled]) -> torch.Tenso
     return torch.cat(rows)
 
 
+def lost_to(trajectories: list[Trajectory], rewards: dict[str, torch.Tensor]) -> list[str]:
+    """What each attempt without a score was lost to."""
+    paid = list(paid_stages(rewards).values())
+    unscored = torch.stack([values.isnan() for values in paid]).any(0).tolist() if paid else [False] * len(trajectories)
+    return [t.error or UNSCORED for t, lost in zip(trajectories, unscored, strict=True) if lost or t.error is not None]
+
+
 def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor], credit: Credit, seconds: float) -> dict[str, Any]:
     """Rewards (mean, std, all values), informative groups, lengths per stage, truncations and reports, tokens per second."""
     trajectories = [t for group in groups for t in group.trajectories]
@@ -119,6 +128,7 @@ def rollout_metrics(groups: list[RolloutGroup], rewards: dict[str, torch.Tensor]
     return metrics | {
         "informative": credit.informative,
         "zero_variance_groups": round((1 - credit.informative) * len(groups)),
+        "scored": len(trajectories) - credit.unscorable,
         "unscorable": credit.unscorable,
         "errors": sum(t.error is not None for t in trajectories),
         "turns_per_trajectory": sum(len(t.turns) for t in trajectories) / max(len(trajectories), 1),

@@ -42,3 +42,26 @@ def required_model(config: TrainConfig) -> str:
     if not config.model_name_or_path:
         raise ConfigError("--model_name_or_path is required: a model folder (models/tiny ships with the project) or a hub name.")
     return config.model_name_or_path
+
+
+def saving(config: TrainConfig, steps: int) -> str:
+    """When checkpoints are written."""
+    if 0 < config.save_steps < steps:
+        return f"A checkpoint every {config.save_steps} steps, and at the end."
+    best = ", and where a held-out check is the best so far" if config.eval_data_path and 0 < config.eval_steps <= steps else ""
+    why = f"--save_steps {config.save_steps} is past the end" if config.save_steps > steps else f"--save_steps {config.save_steps}"
+    advice = f" --save_steps {max(1, steps // 5)} saves on the way." if steps > 1 else ""
+    return f"{why}: a checkpoint only of the last step{best}.{advice}"
+
+
+def checking(config: TrainConfig, steps: int) -> list[str]:
+    """What is asked of held-out checks that will not be made."""
+    if config.trainer == "mem_sft":
+        return ["mem_sft makes no held-out checks: --eval_data_path will not be scored."] if config.eval_data_path else []
+    if config.eval_data_path and not config.eval_steps:
+        when = "before and after training only" if config.trainer == "mem_reinforce" else "not at all"
+        advice = f"--eval_steps {max(1, min(steps, 50) // 5)} scores on the way and marks the best checkpoint."
+        return [f"--eval_data_path with --eval_steps 0: the held-out data will be scored {when}. {advice}"]
+    if config.eval_data_path and config.eval_steps > steps:
+        return [f"--eval_steps {config.eval_steps} is past the end ({steps} steps): no held-out check will be made."]
+    return []
