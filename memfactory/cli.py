@@ -160,6 +160,13 @@ def guarded(command: Callable[[], int | None]) -> int:
         return 130
 
 
+def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
+    """Say what the counts of a run mean (`trainers.setup.explain`)."""
+    from memfactory.trainers.setup import explain as said
+
+    said(config, steps, updates_per_step)
+
+
 def train(arguments: Sequence[str]) -> None:
     """`memfactory train`."""
     from memfactory.common.config import read_config
@@ -303,29 +310,6 @@ def defaults_of(config: TrainConfig) -> dict[str, Any]:
     """The options for which the chosen trainer or its loss, which may be one's own, has another default."""
     import_plugins(config.plugins)
     return TRAINER_REGISTRY.get(config.trainer).defaults_for(config.loss)  # type: ignore[attr-defined]
-
-
-def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
-    """Say in plain words what the counts mean: `gradient_accumulation_steps` and `save_steps` of published runs surprise people."""
-    from memfactory.trainers.setup import checking, saving
-
-    log = logging.getLogger(__name__)
-    known = steps < sys.maxsize  # of a budget of tokens nobody knows yet how many steps it lasts
-    length = f"{steps} steps" if known else f"as many steps as {config.max_rollout_tokens} sampled tokens last"
-    if config.trainer == "mem_grpo":
-        log.info(
-            "One step: %d x %d = %d examples x %d attempts rolled out together, then %d optimizer update(s); %s.",
-            config.batch_size, config.gradient_accumulation_steps, config.examples_per_step, config.num_generations,
-            updates_per_step, length,
-        )  # fmt: skip
-        if config.gradient_accumulation_steps > 1:
-            log.info(
-                "The public trainer counted a step per %d example(s) and updated once per %d of them: its 250 steps are 10 updates.",
-                config.batch_size, config.gradient_accumulation_steps,
-            )  # fmt: skip
-    log.info("%s", saving(config, steps))
-    for text in checking(config, steps):
-        log.warning("%s", text)
 
 
 def list_parts(arguments: Sequence[str]) -> None:

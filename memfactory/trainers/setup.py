@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import sys
 
 from memfactory.algorithms.credit import CREDITS
 from memfactory.algorithms.logprobs import LOGPROB_CHUNKS
@@ -65,3 +67,24 @@ def checking(config: TrainConfig, steps: int) -> list[str]:
     if config.eval_data_path and config.eval_steps > steps:
         return [f"--eval_steps {config.eval_steps} is past the end ({steps} steps): no held-out check will be made."]
     return []
+
+
+def explain(config: TrainConfig, steps: int, updates_per_step: int) -> None:
+    """Say in plain words what the counts mean: `gradient_accumulation_steps` and `save_steps` of published runs surprise people."""
+    log = logging.getLogger(__name__)
+    known = steps < sys.maxsize  # of a budget of tokens nobody knows yet how many steps it lasts
+    length = f"{steps} steps" if known else f"as many steps as {config.max_rollout_tokens} sampled tokens last"
+    if config.trainer == "mem_grpo":
+        log.info(
+            "One step: %d x %d = %d examples x %d attempts rolled out together, then %d optimizer update(s); %s.",
+            config.batch_size, config.gradient_accumulation_steps, config.examples_per_step, config.num_generations,
+            updates_per_step, length,
+        )  # fmt: skip
+        if config.gradient_accumulation_steps > 1:
+            log.info(
+                "The public trainer counted a step per %d example(s) and updated once per %d of them: its 250 steps are 10 updates.",
+                config.batch_size, config.gradient_accumulation_steps,
+            )  # fmt: skip
+    log.info("%s", saving(config, steps))
+    for text in checking(config, steps):
+        log.warning("%s", text)
