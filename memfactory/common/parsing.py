@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import deque
+from functools import lru_cache
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACED, _BOXED, _FBOX = (re.compile(rf"\\{name}", re.IGNORECASE) for name in ("boxed ", "boxed", "fbox"))
@@ -103,6 +104,7 @@ def normalize_math(text: str) -> str:
     return text.replace(" ", "")
 
 
+@lru_cache(maxsize=64)  # an answer is compared with each of several gold answers
 def normalize_squad(text: str, articles: str = "a|an|the") -> str:
     """SQuAD's normal form: lower case, no punctuation, no articles, single spaces (Rajpurkar et al., 2016).
 
