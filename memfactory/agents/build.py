@@ -19,7 +19,8 @@ from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.base import Engine
 from memfactory.engines.chat import ChatModel, LocalChat, Models
-from memfactory.engines.hf import HFEngine, stop_ids_of
+from memfactory.engines.checked import checked_engine
+from memfactory.engines.hf import stop_ids_of
 from memfactory.engines.load import check_unloaded, check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer
 from memfactory.engines.vllm import VLLMEngine
 
@@ -56,8 +57,7 @@ def local_models(
     """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
-        check_vocabulary(weights.name_or_path or type(weights).__name__, embedded_tokens(weights), tokenizer)
-        engine = HFEngine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
+        engine = checked_engine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
         return LocalChat(tokenizer, engine, max_prompt_length)
 
     chats: dict[str, ChatModel] = {"policy": chat(model) if policy is None else LocalChat(tokenizer, policy, max_prompt_length)}
@@ -144,9 +144,12 @@ def open_models(
     dtype = torch.bfloat16 if on_gpu else torch.float32
     weights = load_causal_lm(model, device, dtype)
     other = load_causal_lm(str(reference), device, dtype) if "reference" in roles.values() else None
-    slots, prompt = given.pop("slots", 192), given.pop("max_prompt_length", None)
+    slots, prompt, tokenizer = given.pop("slots", 192), given.pop("max_prompt_length", None), load_tokenizer(model)
+    for path, read in ((model, weights), (str(reference), other)):
+        if read is not None:
+            check_vocabulary(path, embedded_tokens(read), tokenizer)
     return local_models(
-        weights, load_tokenizer(model), slots=slots, bf16=on_gpu, max_prompt_length=prompt, roles=roles, reference=other,
+        weights, tokenizer, slots=slots, bf16=on_gpu, max_prompt_length=prompt, roles=roles, reference=other,
         options={"longest": longest_turn(agent), **given},
     )  # fmt: skip
 

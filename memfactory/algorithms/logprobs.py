@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from memfactory.algorithms.chunked_logprobs import chunked_logprobs
 from memfactory.algorithms.packing import MicroBatch
@@ -21,7 +24,11 @@ from memfactory.common.errors import unknown_name
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
 
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_PLAIN: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+"""Models whose heads were tried."""
+
+_LOUD = 50.0
+"""The size of the logits that a head is tried with: far past where any model caps them."""
 
 LOGPROB_CHUNKS = ("auto", "dense", "chunked")
 
@@ -49,13 +56,42 @@ def logits_at(model: PreTrainedModel, where: tuple[Any, ...], inputs: dict[str, 
 
 
 def plain_head(model: PreTrainedModel) -> torch.nn.Linear | None:
-    """The layer whose weight [V, H] (and bias) alone makes logits of hidden states.
+    """The layer whose weight [V, H] (and bias) alone makes logits of hidden states; tried once per model.
 
-    None if there is more to it: an adapter in the layer, a packed weight, or a model that changes logits after it.
+    None if there is more to it: an adapter in the layer, a packed weight, or a model that changes what goes in or comes out.
     """
     head = model.get_output_embeddings()
-    changes = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES)
-    return None if changes or type(head) is not torch.nn.Linear else head
+    if type(head) is not torch.nn.Linear or model.base_model is model:
+        return None
+    if model not in _PLAIN:
+        _PLAIN[model] = _makes_the_logits(model, head)
+    return head if _PLAIN[model] else None
+
+
+@torch.no_grad()
+def _makes_the_logits(model: PreTrainedModel, head: torch.nn.Linear) -> bool:
+    """Whether the model's logits are the head's of hidden states that are put in the place of its decoder's, and are large."""
+    weight, bias = head.weight.float(), 0.0 if head.bias is None else head.bias.float()
+    numbers = np.random.Generator(np.random.Philox(1)).standard_normal((2, weight.shape[1]))
+    hidden = torch.from_numpy(numbers).to(weight)
+    hidden = (hidden * (_LOUD / (hidden @ weight.T).std().clamp(min=1e-9))).to(head.weight.dtype)[None]
+
+    base: Any = model.base_model
+    own = vars(base).get("forward")
+    base.forward = lambda *inputs, **options: MoeModelOutputWithPast(last_hidden_state=hidden)
+    try:
+        with evaluating(model), torch.autocast(hidden.device.type, enabled=False):
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=hidden.device), use_cache=False).logits[0].float()
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        return False  # it is asked for its logits whole, and whoever does so says what is wrong
+    finally:
+        del base.forward
+        if own is not None:
+            base.forward = own
+    wanted = hidden[0].float() @ weight.T + bias
+    return logits.shape == wanted.shape and bool(
+        (logits - wanted).abs().max() < (1e-3 if weight.dtype == head.weight.dtype else 0.05) * _LOUD
+    )
 
 
 def response_logits(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
@@ -111,14 +147,26 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def as_sampled(model: torch.nn.Module) -> Iterator[None]:
+    """The update's mode: nothing drawn by chance (dropout, a router's jitter, layers left out), for the sampler has none.
+
+    Only what recomputes a layer in the backward pass must find that layer itself in train mode.
+    """
+    with evaluating(model):
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+        yield
+
+
 def without_dropout(model: torch.nn.Module) -> None:
     """Switch dropout off for good, in train mode too (which gradient checkpointing needs).
 
     The sampler has none, and a policy gradient is of the policy that sampled.
     """
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "dropout_p", "dropout_prob"):  # rates that are passed to functions
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):  # modules of their own, and rates that are passed to functions
+            chance = "drop" in name or "jitter" in name or (name == "p" and "dropout" in type(module).__name__.lower())
+            if chance and isinstance(value, float):
                 setattr(module, name, 0.0)

@@ -67,18 +67,18 @@ class FusedDecoder:
         return ops.add_norm(residual, delta, base.norm)[1]
 
 
-def build_decoder(model: PreTrainedModel, attention: str, bf16: bool) -> tuple[FusedDecoder | None, str]:
+def build_decoder(model: PreTrainedModel, attention: str, bf16: bool, unlike: str = "") -> tuple[FusedDecoder | None, str]:
     """The decoder that `decode_attention` asks for, or None for the model's own forward; and why, in words.
 
     `model` is transformers' forward with a mask; `auto` is that on a CPU, and on a GPU the first of the others that can be had.
-    What was asked for by name and cannot be had is a `ConfigError`.
+    What was asked for by name and cannot be had is a `ConfigError`. `unlike`: what is known to set the model apart from the family.
     """
     if attention not in DECODE_ATTENTIONS:
         raise unknown_name("decode_attention", attention, DECODE_ATTENTIONS)
     on_gpu = model.device.type == "cuda"
     if attention == "model" or (attention == "auto" and not on_gpu):
         return None, "as asked" if attention == "model" else "on a CPU"
-    reason = _not_fused(model, bf16) or not_here(attention, on_gpu)
+    reason = unlike or _not_fused(model, bf16) or not_here(attention, on_gpu)
     if reason and attention != "auto":
         raise ConfigError(f"--decode_attention {attention}: {reason}. Use auto, or model (transformers' own forward).")
     if reason:

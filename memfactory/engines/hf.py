@@ -39,7 +39,6 @@ from memfactory.engines.prefill import prefill
 from memfactory.engines.sampling import sample as sample  # its home of old
 from memfactory.engines.slot_cache import SlotCache, slots_that_fit
 from memfactory.engines.slots import SlotState
-from memfactory.engines.supported import refuse_unsupported
 
 if TYPE_CHECKING:  # importing it takes two seconds
     from transformers import PreTrainedModel
@@ -72,7 +71,7 @@ class _Request:
 
 @ENGINE_REGISTRY.register("hf")
 class HFEngine:
-    """Samples from a `PreTrainedModel` in this process; see the module's docstring."""
+    """Samples from a `PreTrainedModel` in this process; see the module's docstring. `checked_engine` makes one that was compared."""
 
     def __init__(
         self, model: PreTrainedModel, stop_ids: frozenset[int], slots: int = 192, bf16: bool = False, *, graphs: str = "auto",
@@ -84,12 +83,12 @@ class HFEngine:
         `longest`: tokens of the longest turn to come, prompt and response, as far as is known: on a GPU the cache is made for it.
         `recorder` makes the graphs instead of CUDA.
         """
-        refuse_unsupported(model)
         if graphs not in ENGINE_GRAPHS:
             raise unknown_name("engine_graphs", graphs, ENGINE_GRAPHS)
         self.model, self.stop_ids, self.slots, self.bf16 = model, stop_ids, slots, bf16
         self.share_prefixes, self.longest = share_prefixes, longest
-        self.max_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self.max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        self.limit = f"model's {self.max_length} positions"
         self.device = model.device
         on_gpu = self.device.type == "cuda"
         if graphs == "on" and not on_gpu and recorder is None:
@@ -119,7 +118,7 @@ class HFEngine:
             raise ConfigError(f"max_tokens {sampling.max_tokens}: a turn needs room for at least one token.")
         room = self.max_length - len(prompt_ids)
         if not prompt_ids or room < 1:
-            raise PromptTooLong(f"A prompt of {len(prompt_ids)} tokens does not fit the model's {self.max_length} positions.")
+            raise PromptTooLong(f"A prompt of {len(prompt_ids)} tokens does not fit the {self.limit}.")
         loop = asyncio.get_running_loop()
         if self._driver is not None and self._driver.get_loop() is not loop:  # this process was forked from the one that drove it
             self._close()

@@ -126,7 +126,7 @@ class BaseTrainer(ABC):
         if model is None:
             dtype = loading_type(self.config, self._own_gpu, self.bf16)
             model = load_causal_lm(required_model(self.config), str(self.device), dtype)
-        check_vocabulary(self.config.model_name_or_path or type(model).__name__, embedded_tokens(model), tokenizer)
+            check_vocabulary(required_model(self.config), embedded_tokens(model), tokenizer)
         return model, tokenizer
 
     def weights_of(self, folder: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from memfactory.common.errors import ConfigError, DataError
 from memfactory.common.files import numbered_jsonl
 from memfactory.common.registry import TRAINER_REGISTRY
 from memfactory.engines.prompt import encode_messages, encode_plain
+from memfactory.trainers.agreement import agreeing_update
 from memfactory.trainers.base import BaseTrainer
 
 
@@ -38,6 +39,7 @@ class MemSFTTrainer(BaseTrainer):
                 )
         self.rows = [row for _, row in rows]
         super().__init__(config, model, tokenizer)
+        _, self._budget = agreeing_update(self.model, None, config.tokens_per_micro_batch, config.logprob_chunks, self.bf16)
 
     @property
     def num_steps(self) -> int:
@@ -50,7 +52,7 @@ class MemSFTTrainer(BaseTrainer):
         self.model.train()
         total = 0.0
         batch = TrainBatch(samples)
-        for micro in batch.micro_batches(self.config.tokens_per_micro_batch):
+        for micro in batch.micro_batches(self._budget):
             micro = micro.to(self.device)
             with autocast(self.device, self.bf16):
                 logprobs, _ = response_logprobs(self.model, micro, chunks=self.config.logprob_chunks)

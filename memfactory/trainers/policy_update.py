@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from memfactory.algorithms.kl import kl_term
-from memfactory.algorithms.logprobs import autocast, evaluating, response_logprobs
+from memfactory.algorithms.logprobs import as_sampled, autocast, evaluating, response_logprobs
 from memfactory.algorithms.objective import configured_loss
 from memfactory.algorithms.packing import MicroBatch, Sample, TrainBatch
 from memfactory.algorithms.ratios import segments_of
 from memfactory.algorithms.tree_attention import attending, choose_backend
 from memfactory.common.config import TrainConfig
+from memfactory.trainers.agreement import agreeing_update
 from memfactory.trainers.correction import all_of, correction, log_mismatch, sampler_logprobs
 from memfactory.trainers.distributed import Ranks, Replicated
 from memfactory.trainers.health import Flops
@@ -42,7 +43,10 @@ class PolicyUpdate:
         self._old_is_own = config.old_logprobs != "sampler" and not self.freezes
         trees = config.packing == "tree" and config.share_prompts
         half = bf16 or model.dtype in (torch.bfloat16, torch.float16)
-        self.backend = choose_backend(model, config.attention_backend, half) if trees else None
+        self.backend, self._budget = agreeing_update(
+            model, choose_backend(model, config.attention_backend, half) if trees else None, config.tokens_per_micro_batch,
+            config.logprob_chunks, bf16, self.parallel,
+        )  # fmt: skip
         self._loss = configured_loss(config)
 
     def recomputed(self, data: TrainBatch, averages: Averages) -> TrainBatch:
@@ -60,7 +64,7 @@ class PolicyUpdate:
         holder = self.parallel if model is self.model else Replicated(model, Ranks())
         place = {id(sample): at for at, sample in enumerate(samples)}
         with evaluating(model), attending(model, self.backend):
-            for micro in holder.passes(TrainBatch(samples).micro_batches(self.config.tokens_per_micro_batch, self.backend)):
+            for micro in holder.passes(TrainBatch(samples).micro_batches(self._budget, self.backend)):
                 with autocast(self.device, self.bf16):
                     values, _ = self._scored(holder, (micro or self._nothing()).to(self.device))
                 if micro is None:
@@ -72,27 +76,27 @@ class PolicyUpdate:
 
     def backward(self, part: TrainBatch, averages: Averages, measure_mismatch: bool) -> None:
         """Accumulate the gradient of one optimizer update."""
-        self.model.train()
         total = 0.0
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for own in self.parallel.passes(part.micro_batches(self.config.tokens_per_micro_batch, self.backend)):
-            micro = (own or self._nothing()).to(self.device)
-            with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
-                with autocast(self.device, self.bf16):
-                    logprobs, entropy = self._scored(self.parallel, micro)
-                if own is None:  # the others have a pass more
-                    logprobs.sum().mul(0.0).backward()
-                    continue
-                if measure_mismatch:
-                    pairs.append((logprobs.detach(), micro.old))
-                if self._old_is_own:
-                    micro = replace(micro, old=logprobs.detach())
-                loss = self._micro_loss(micro, logprobs, averages)
-                loss.backward()
-            if self._flops is not None:
-                averages.add("update_flops", self._flops.of_batch(micro), 0)
-            total += float(loss.detach())
-            averages.add("entropy", float(entropy.sum()), len(entropy))
+        with as_sampled(self.model):
+            for own in self.parallel.passes(part.micro_batches(self._budget, self.backend)):
+                micro = (own or self._nothing()).to(self.device)
+                with attending(self.model, self.backend):  # gradient checkpointing runs the forward pass again in the backward pass
+                    with autocast(self.device, self.bf16):
+                        logprobs, entropy = self._scored(self.parallel, micro)
+                    if own is None:  # the others have a pass more
+                        logprobs.sum().mul(0.0).backward()
+                        continue
+                    if measure_mismatch:
+                        pairs.append((logprobs.detach(), micro.old))
+                    if self._old_is_own:
+                        micro = replace(micro, old=logprobs.detach())
+                    loss = self._micro_loss(micro, logprobs, averages)
+                    loss.backward()
+                if self._flops is not None:
+                    averages.add("update_flops", self._flops.of_batch(micro), 0)
+                total += float(loss.detach())
+                averages.add("entropy", float(entropy.sum()), len(entropy))
         if pairs:
             log_mismatch(averages, *(torch.cat(side) for side in zip(*pairs, strict=True)))
         averages.add("loss", total, 1)
