@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from memfactory.algorithms import chunked_logprobs as module
 from memfactory.algorithms import logprobs as users
@@ -318,11 +319,19 @@ def test_auto_goes_by_the_number_of_logits(calls: list[int], monkeypatch: pytest
         response_logprobs(model, micro, 1.0, "chunk")
 
 
-def test_a_model_that_changes_its_logits_stays_dense(calls: list[int]) -> None:
-    model, micro = tiny_qwen3(), one_micro_batch(make_samples(3, [0, 1], [0, 0]))
-    model.config.final_logit_softcapping = 30.0
-    response_logprobs(model, micro, 1.0, "chunked")
-    assert not calls
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.25}), ("gemma2", {"final_logit_softcapping": 9.0})],
+)
+def test_a_model_that_changes_its_logits_stays_dense(kind: str, change: dict[str, float], calls: list[int]) -> None:
+    """Found out by trying the head, whatever an option is called; and the same class without the change is not."""
+    micro = one_micro_batch(make_samples(3, [0, 1], [0, 0]))
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    none = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
+    for changes, chunked in ((change, 0), ({name: none[name] for name in change}, 1)):
+        config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=1, head_dim=8, pad_token_id=0, **changes)
+        response_logprobs(AutoModelForCausalLM.from_config(config).eval(), micro, 1.0, "chunked")
+        assert len(calls) == chunked
 
 
 def test_the_trainers_pass_the_option_on(calls: list[int]) -> None:
@@ -330,6 +339,7 @@ def test_the_trainers_pass_the_option_on(calls: list[int]) -> None:
     losses: dict[str, list[Tensor]] = {}
     for chunks_ in ("dense", "chunked"):
         trainer = make_trainer(tiny_qwen3(tie_word_embeddings=True), logprob_chunks=chunks_)
+        calls.clear()  # of the comparison at the start
         trainer.policy.backward(TrainBatch(samples), Averages(), measure_mismatch=False)
         losses[chunks_] = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         again = trainer.policy.with_logprobs(samples, trainer.model, "old_logprobs")

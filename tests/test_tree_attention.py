@@ -160,6 +160,7 @@ def test_weights_are_not_touched_by_packing(aggregation: str) -> None:
 def test_gradient_checkpointing_gives_the_same_gradient(backend: str) -> None:
     found, forwards = [], []
     for checkpointing in (False, True):
+        gradients(tiny_qwen3(), attention_backend=backend, gradient_checkpointing=checkpointing)  # compared with the plain forward once
         model, calls = tiny_qwen3(), []
         model.model.layers[0].self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         found.append(gradients(model, attention_backend=backend, gradient_checkpointing=checkpointing)[0])

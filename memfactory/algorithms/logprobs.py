@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from memfactory.algorithms.chunked_logprobs import chunked_logprobs
 from memfactory.algorithms.packing import MicroBatch
@@ -68,6 +68,14 @@ def plain_head(model: PreTrainedModel) -> torch.nn.Linear | None:
     return head if _PLAIN[model] else None
 
 
+class _Decoded(BaseModelOutputWithPast):
+    """What a decoder returns, with hidden states and nothing else that any class may look for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 @torch.no_grad()
 def _makes_the_logits(model: PreTrainedModel, head: torch.nn.Linear) -> bool:
     """Whether the model's logits are the head's of hidden states that are put in the place of its decoder's, and are large."""
@@ -78,7 +86,7 @@ def _makes_the_logits(model: PreTrainedModel, head: torch.nn.Linear) -> bool:
 
     base: Any = model.base_model
     own = vars(base).get("forward")
-    base.forward = lambda *inputs, **options: MoeModelOutputWithPast(last_hidden_state=hidden)
+    base.forward = lambda *inputs, **options: _Decoded(last_hidden_state=hidden)
     try:
         with evaluating(model), torch.autocast(hidden.device.type, enabled=False):
             logits = model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=hidden.device), use_cache=False).logits[0].float()
