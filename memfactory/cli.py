@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 USAGE = """memfactory: train agents that manage their own memory
 
   memfactory train [CONFIG.yaml] [--flag value ...]    --help lists the flags
+  memfactory doctor MODEL                              does it run here as it is
   memfactory plan --model M --gpu 80 [--flag value ...] what fits a GPU
   memfactory eval --models M ... --datasets D ...      models x data sets
   memfactory eval --models M ... --tasks TASK=FILE ... models x benchmarks
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[Sequence[str]], int | None]] = {
         "train": train, "eval": evaluate, "report": report_again, "compare": compare_two, "judge": judge, "chat": chat_with,
-        "data": data, "list": list_parts, "plan": plan, "new": start_part,
+        "data": data, "list": list_parts, "plan": plan, "new": start_part, "doctor": doctor,
     }  # fmt: skip
 
     if arguments[:1] in ([], ["-h"], ["--help"], ["help"]):
@@ -197,6 +198,15 @@ def plan(arguments: Sequence[str]) -> int:
     from memfactory.trainers.plan_table import plan as plan_run
 
     return plan_run(arguments, Terminal(highlight=False), lambda words: read_config(words, slots_of, defaults_of))
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """`memfactory doctor`."""
+    from memfactory.common.flags import parse_flags
+    from memfactory.trainers import doctor as examined
+
+    config, words = parse_flags(examined.DoctorConfig, arguments, "memfactory doctor", examined.USAGE, 1)
+    return examined.doctor(words, config, Terminal(highlight=False))
 
 
 def evaluate(arguments: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ SIZES: dict[str, Any] = {
     "mamba_dt_rank": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "num_attention_groups": 2, "lru_width": 64, "index_topk": 64, "index_n_heads": 2, "index_head_dim": 16, "num_nextn_predict_layers": 0,
     "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 0, "expert_ffn_hidden_size": 32,
-    "ffn_hidden_size": 96, "n_shared_experts": 1, "num_shared_experts": 1, "kv_channels": 16, "attention_hidden_size": 64, "vocab_sizes": None,
+    "ffn_hidden_size": 96, "n_shared_experts": 1, "num_shared_experts": 1, "kv_channels": 16, "attention_hidden_size": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_loras": 1,
 }  # fmt: skip
 """What a configuration is given of these, where it has an option of the name."""
@@ -56,13 +56,20 @@ HEAVY = (
     "qformer_config",
 )
 
+
+def rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "original_max_position_embeddings": ORIGINAL, "rope_theta": 1e4} | more}
+
+
+LONG = {"original_max_position_embeddings": ORIGINAL, "sliding_window": None}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 with windows": ("qwen3", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW}),
     "qwen2 with windows": ("qwen2", {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": WINDOW}),
-    "llama yarn": ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": 1e4}}),
-    "llama dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": 1e4}}),
-    "llama3 rope": ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL, "rope_theta": 1e4}}),
-    "phi3 longrope": ("phi3", {"original_max_position_embeddings": ORIGINAL, "sliding_window": None, "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "original_max_position_embeddings": ORIGINAL, "rope_theta": 1e4}}),
+    "llama yarn": ("llama", rope("yarn", factor=4.0)),
+    "llama dynamic": ("llama", rope("dynamic", factor=4.0)),
+    "llama3 rope": ("llama", rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)),
+    "phi3 longrope": ("phi3", LONG | rope("longrope", short_factor=[1.0] * 8, long_factor=[3.0] * 8)),
+    "llama longrope": ("llama", rope("longrope", factor=8.0, short_factor=[1.0] * 8, long_factor=[3.0] * 8)),
     "gpt2 with dropout": ("gpt2", {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}),
     "opt with dropout": ("opt", {"dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.3}),
     "mixtral with jitter": ("mixtral", {"router_jitter_noise": 0.3, "sliding_window": None}),
@@ -73,7 +80,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3 composite": (
         "gemma3",
         {
-            "text_config": {**{name: SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}, "num_hidden_layers": 2,
+            "text_config": {
+                **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}, "num_hidden_layers": 2,
                             "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": WINDOW, "max_position_embeddings": 256,
                             "layer_types": ["sliding_attention", "full_attention"]},
             "vision_config": {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1},
@@ -272,7 +280,8 @@ def main() -> None:
         print(row, flush=True)
     bad = [row for row in rows if row.wrong is not None and not row.wrong < 2e-3]
     print(
-        f"{len(rows)} models, {sum('refused' not in r.sampled for r in rows)} sampled, {sum('refused' not in r.trained for r in rows)} trained, "
+        f"{len(rows)} models, {sum('refused' not in r.sampled for r in rows)} sampled, "
+        f"{sum('refused' not in r.trained for r in rows)} trained, "
         f"{len(bad)} silent disagreements, {len(unbuilt)} not built: {[n for n, _ in unbuilt]}; {[r.name for r in bad]}"
     )
     if arguments.write:
