@@ -99,8 +99,11 @@ class Flops:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Flops | None:
-        """Of a decoder; None for mixtures of experts, whose tokens meet some weights only."""
+        """Of a decoder; None for mixtures of experts, whose tokens meet some weights only, and where layers are not alike."""
         text = model.config.get_text_config()
+        sizes = [getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")]
+        if not all(isinstance(size, int) and size for size in sizes):
+            return None
         if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
             return None
         embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
