@@ -101,8 +101,12 @@ class Flops:
     def of(cls, model: PreTrainedModel) -> Flops | None:
         """Of a decoder; None for mixtures of experts, whose tokens meet some weights only, and where layers are not alike."""
         text = model.config.get_text_config()
-        sizes = [getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")]
-        if not all(isinstance(size, int) and size for size in sizes):
+        try:
+            sizes = [getattr(text, name, None) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim")]
+        except RuntimeError:  # transformers' own, of a size that each layer has for itself
+            return None
+        width, heads, layers, dim = sizes
+        if not (isinstance(width, int) and isinstance(heads, int) and isinstance(layers, int) and heads):
             return None
         if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
             return None
@@ -111,8 +115,7 @@ class Flops:
         weight = getattr(head, "weight", None)
         outside = embeddings | {id(weight)}
         body = sum((6 if p.requires_grad else 4) * p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in outside)
-        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        pair = 3 * 2 * 2 * text.num_hidden_layers * text.num_attention_heads * dim
+        pair = 3 * 2 * 2 * layers * heads * (dim or width // heads)
         return cls(body, 0.0 if weight is None else (6 if weight.requires_grad else 4) * weight.numel(), pair)
 
     def of_rows(self, rows: list[list[tuple[int, int]]]) -> float:
