@@ -202,11 +202,9 @@ def plan(arguments: Sequence[str]) -> int:
 
 def doctor(arguments: Sequence[str]) -> int:
     """`memfactory doctor`."""
-    from memfactory.common.flags import parse_flags
-    from memfactory.trainers import doctor as examined
+    from memfactory.trainers.doctor import main as examine
 
-    config, words = parse_flags(examined.DoctorConfig, arguments, "memfactory doctor", examined.USAGE, 1)
-    return examined.doctor(words, config, Terminal(highlight=False))
+    return examine(arguments, Terminal(highlight=False))
 
 
 def evaluate(arguments: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def local_models(
     """
 
     def chat(weights: PreTrainedModel) -> LocalChat:
-        engine = checked_engine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, **(options or {}))
+        engine = checked_engine(weights, stop_ids_of(weights, tokenizer.eos_token_id), slots, bf16, options)
         return LocalChat(tokenizer, engine, max_prompt_length)
 
     chats: dict[str, ChatModel] = {"policy": chat(model) if policy is None else LocalChat(tokenizer, policy, max_prompt_length)}

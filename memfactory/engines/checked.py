@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memfactory.common.errors import ConfigError
@@ -18,19 +18,21 @@ log = logging.getLogger(__name__)
 WHOLE, UNSHARED, WITHIN = "as it is", "without shared beginnings", "up to {} tokens"
 
 
-def checked_engine(model: PreTrainedModel, stop_ids: frozenset[int], slots: int = 192, bf16: bool = False, **options: Any) -> HFEngine:
+def checked_engine(
+    model: PreTrainedModel, stop_ids: frozenset[int], slots: int = 192, bf16: bool = False, options: Mapping[str, Any] | None = None
+) -> HFEngine:
     """An `HFEngine` that samples what the model's own forward says, or a `ConfigError` with the figure. `options`: as it takes them.
 
     Where only sharing beginnings, or only turns past a length, are computed otherwise, it does without them and says so.
     """
-    way, verdict, wrong = engine_verdict(model, bf16, options)
+    way, verdict, wrong = engine_verdict(model, bf16, options or {})
     if not verdict.agrees:
         raise ConfigError(
             f"The hf engine would not sample from {type(model).__name__} as it is. {verdict.worst}. Use --engine vllm, or serve the model "
             "and use --engine api (training: --rollout_servers); or take a decoder whose layers attend to all that came before. "
             "`memfactory doctor MODEL` shows every comparison."
         )
-    engine = HFEngine(model, stop_ids, slots, bf16, **options)
+    engine = HFEngine(model, stop_ids, slots, bf16, **(options or {}))
     engine.share_prefixes = engine.share_prefixes and way != UNSHARED
     if wrong:
         log.warning("%s is sampled %s, for otherwise it is not the model's own forward (%s).", type(model).__name__, way, wrong[0])
@@ -44,7 +46,7 @@ def checked_engine(model: PreTrainedModel, stop_ids: frozenset[int], slots: int 
     return engine
 
 
-def engine_verdict(model: PreTrainedModel, bf16: bool, options: dict[str, Any]) -> Found:
+def engine_verdict(model: PreTrainedModel, bf16: bool, options: Mapping[str, Any]) -> Found:
     """(how the engine samples, what the comparisons said, what is wrong with the ways before)."""
     refuse_encoder(model)
     attention, share = options.get("decode_attention", "auto"), options.get("share_prefixes", True)

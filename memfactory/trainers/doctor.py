@@ -18,7 +18,7 @@ from memfactory.algorithms.logprobs import evaluating, plain_head, without_dropo
 from memfactory.algorithms.tree_attention import choose_backend
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, UserError, unknown_name
-from memfactory.common.flags import option
+from memfactory.common.flags import option, parse_flags
 from memfactory.common.types import Sampling
 from memfactory.engines.base import run
 from memfactory.engines.checked import checked_engine, engine_verdict
@@ -56,6 +56,12 @@ class Finding:
     well: bool
     said: str
     advice: str = ""
+
+
+def main(arguments: Sequence[str], console: Console) -> int:
+    """The command, from its words."""
+    config, words = parse_flags(DoctorConfig, arguments, "memfactory doctor", USAGE, 1)
+    return doctor(words, config, console)
 
 
 def doctor(words: Sequence[str], config: DoctorConfig, console: Console) -> int:
