@@ -161,6 +161,7 @@ def _tokens(text: str) -> list[str]:
     return _tokenizer()(text)
 
 
+@lru_cache(maxsize=64)
 def _mem0_words(text: str) -> set[str]:
     return set(text.lower().translate(_MEM0_SPACES).split())
 
