@@ -11,6 +11,7 @@ import pytest
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.common.config import TrainConfig, read_config
 from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError, UserError
+from memfactory.common.flags import at_home
 from memfactory.trainers.mem_grpo_trainer import agent_options, roles_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,3 +297,14 @@ def test_a_slot_of_the_agent_is_a_flag() -> None:
 def test_what_is_no_slot_is_still_refused(arguments: list[str]) -> None:
     with pytest.raises(UserError, match="--module"):
         read_config(arguments, lambda config: ["module"])
+
+
+def test_a_tilde_is_home_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("output_dir: ~/run\n")
+    config = read_config(["~/run.yaml", "--model_name_or_path=~/model", "--data_path", "~/a.json", "--import", "~/p.py"])
+    assert (config.output_dir, config.model_name_or_path) == (str(tmp_path / "run"), str(tmp_path / "model"))
+    assert config.data_path == str(tmp_path / "a.json") and config.plugins == [str(tmp_path / "p.py")]
+    assert [at_home(word) for word in ("a=~/x", "~", "~bob/x", "x~/y", "--n=~")] == [
+        f"a={tmp_path}/x", str(tmp_path), "~bob/x", "x~/y", f"--n={tmp_path}",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import importlib.util
 import json
 import shutil
@@ -20,8 +21,8 @@ from memfactory.agents.base import BaseAgent
 from memfactory.agents.build import local_models, trained_as
 from memfactory.agents.memory_agent import MemoryAgent
 from memfactory.agents.memory_r1_agent import MemoryR1Agent
-from memfactory.agents.told import named, turns_of
-from memfactory.common.errors import ConfigError, DataError, InfrastructureError, StoreError, UnknownNameError, UserError
+from memfactory.agents.told import MAX_PIECE, in_halves, named, pieces_of, turns_of
+from memfactory.common.errors import ConfigError, DataError, InfrastructureError, PromptTooLong, StoreError, UnknownNameError, UserError
 from memfactory.common.files import read_json, write_json
 from memfactory.common.registry import AGENT_REGISTRY, EMBEDDER_REGISTRY, ENGINE_REGISTRY
 from memfactory.common.types import Messages, Sampling, Turn, View
@@ -562,3 +563,55 @@ def test_a_server_that_serves_the_checkpoint_answers_as_the_checkpoint_here(serv
     named = BaseAgent.load(f"api:{TINY}", style="lines", near=3, answer_from=8, max_generate_length=48)
     with named:
         assert len(named.add("city alice paris .").edits) == 1
+
+
+# What does not fit the model.
+
+
+def narrow(**words_of: int) -> Callable[[Messages, str], str]:
+    """The oracle with a window of so many words for each stage."""
+
+    def answer(messages: Messages, stage: str) -> str:
+        if (words := sum(len(message["content"].split()) for message in messages)) > words_of.get(stage, 1000):
+            raise PromptTooLong(f"{words} words")
+        return ORACLE(messages, stage)
+
+    return answer
+
+
+def test_what_does_not_fit_is_written_in_halves_and_the_most_similar_memories_are_shown() -> None:
+    cities = [f"city {name} paris" for name in ("alice", "bob", "carol", "dave", "eve", "frank", "grace", "heidi")]
+    said = [{"speaker": "bob", "text": f"{fact} ."} for fact in cities]
+    with agent().use(user="alice") as wide, agent(narrow(update=112, answer=75)).use(user="alice") as small:
+        assert wide.add(said).trajectory.report["split_events"] == 0
+        change = small.add(said)
+        assert [item.text for item in small.memories()] == [item.text for item in wide.memories()] == cities
+        assert change.trajectory.report["split_events"] > 0 and change.rejected == () and len(change.remembered) == 8
+        whole, answer = wide.ask("city grace ?"), small.ask("city grace ?")
+        assert answer.text == whole.text == "paris" and whole.left_out == 0
+        assert answer.left_out == len(whole.shown) - len(answer.shown) > 0
+        assert "city grace paris" in [item.text for item in answer.shown], "the most similar ones"
+        with pytest.raises(PromptTooLong):
+            small.ask("city grace ? " * 30)
+
+
+def test_a_very_long_text_is_kept_in_pieces_that_lose_nothing() -> None:
+    text = "\n\n".join(f"Paragraph {n}. " + "The rain in Rome, again. " * 60 for n in range(40))
+    pieces = pieces_of(text)
+    assert max(map(len, pieces)) <= MAX_PIECE and "".join("".join(pieces).split()) == "".join(text.split())
+    assert all(piece.rstrip().endswith(".") for piece in pieces) and pieces_of("short") == ["short"]
+    assert "".join(pieces_of("語" * 20_001)) == "語" * 20_001 and in_halves([{"text": "tiny"}]) is None
+
+
+def test_what_is_told_twice_is_counted_and_said() -> None:
+    def always_adds(messages: Messages, stage: str) -> str:
+        return "city alice paris new ADD ." if stage == "update" else "city alice paris ."
+
+    with agent(always_adds).use(user="alice") as used:
+        assert used.add("city alice paris .").remembered and used.add("city alice paris .").repeated[0].old == "city alice paris"
+        assert [(item.text, item.told) for item in used.memories()] == [("city alice paris", 2)]
+        for date in (1.7e9, datetime.date(2023, 5, 8)):
+            used.add("city alice paris .", date=date)  # type: ignore[arg-type]
+        assert used.memories()[0].told == 4 and used.forget("0", date=datetime.date(2023, 5, 9)).updated == "2023-05-09"  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="'date' cannot be"):
+            used.add("city alice paris .", date=[])  # type: ignore[arg-type]

@@ -87,11 +87,13 @@ class MemoryR1Agent(BaseAgent):
         facts = await self.extractor.generate(model, event)
         if not facts:
             return memory
-        shown = await self.finder.generate(model, memory.items(), facts, self.options.near)
+        items = memory.items()
+        shown = await self.finder.generate(model, items, facts, model.at_most(self.options.near, len(items)))
         return await self.updater.generate(model, memory, facts, shown, str(event.get("date", "")))
 
     async def read(self, model: Session, memory: Any, question: str) -> str:
-        items = await self.retriever.rollout(model, memory.items(), [question], self.options.answer_from)
+        held = memory.items()
+        items = await self.retriever.rollout(model, held, [question], model.at_most(self.options.answer_from, len(held)))
         shows(model, items)
         return await self.read_items(model, items, question)
 

@@ -18,6 +18,13 @@ Said = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 """What an application tells: a text, a turn `{"speaker": ..., "text": ...}` (or `role` and `content`), or several of them."""
 
 
+MAX_PIECE = 8000
+"""Characters of one turn: a longer one is told in pieces, each of which any store can keep and most models can read."""
+LEFT_OUT = "left_out_memories"
+"""The count of memories that were found and did not fit the model beside the others."""
+_ENDS = ("\n\n", "\n", ". ", "。", "! ", "? ", "！", "？", "; ", ", ", " ")
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What came of `add`."""
@@ -33,6 +40,11 @@ class Change:
     def dropped(self) -> tuple[Dropped, ...]:
         """What was told or written and not taken over, and why: what could not be read is never remembered."""
         return tuple(self.trajectory.dropped)
+
+    @property
+    def repeated(self) -> tuple[Edit, ...]:
+        """What was told again in the same words."""
+        return tuple(edit for edit in self.edits if edit.op.kind == "NONE")
 
     @property
     def remembered(self) -> tuple[Edit, ...]:
@@ -66,6 +78,11 @@ class Answer:
     useful: tuple[MemoryItem, ...]
     """Those of them that it named before its answer, by their words or by citing them."""
     trajectory: Trajectory
+
+    @property
+    def left_out(self) -> int:
+        """How many memories were found and did not fit the model beside those shown: the least similar ones."""
+        return self.trajectory.report[LEFT_OUT]
 
     def __str__(self) -> str:
         return self.text
@@ -156,3 +173,33 @@ def _mended(turn: dict[str, Any], drop: Callable[[str, str], None]) -> dict[str,
         drop(f"{broken} half characters of {whole['text']!r:.80}", "half a character is none: U+FFFD stands for each")
     assert isinstance(whole, dict)
     return whole
+
+
+def pieces_of(text: str, most: int = MAX_PIECE) -> list[str]:
+    """A text in pieces of at most so many characters, cut behind paragraphs, lines, sentences or words, whichever come first."""
+    pieces = []
+    while len(text) > most:
+        at = _cut(text, most // 2, most)
+        pieces.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [piece for piece in (*pieces, text) if piece.strip()] or [text]
+
+
+def in_pieces(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Turns whose texts are no longer than a piece."""
+    return [{**turn, "text": piece} for turn in turns for piece in pieces_of(turn["text"])]
+
+
+def in_halves(turns: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+    """Turns as two lists; None for one that is short."""
+    if len(turns) > 1:
+        return list(turns[: len(turns) // 2]), list(turns[len(turns) // 2 :])
+    text = turns[0]["text"]
+    at = _cut(text, len(text) // 4, 3 * len(text) // 4) if len(text) > 80 else 0
+    first, second = text[:at].rstrip(), text[at:].lstrip()
+    return ([{**turns[0], "text": first}], [{**turns[0], "text": second}]) if first.strip() and second.strip() else None
+
+
+def _cut(text: str, least: int, most: int) -> int:
+    """The last place in this span behind which something ends."""
+    return next((at + len(end) for end in _ENDS if (at := text.rfind(end, least, most)) >= 0), most)

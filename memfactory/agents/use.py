@@ -12,23 +12,25 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from memfactory.agents.told import TOLD, Answer, Change, Said, named, turns_of
-from memfactory.common.errors import ConfigError, DataError
+from memfactory.agents.line import Line
+from memfactory.agents.line import shows as shows  # its home of old
+from memfactory.agents.told import TOLD, Answer, Change, Said, in_halves, in_pieces, named, turns_of
+from memfactory.common.errors import ConfigError, DataError, PromptTooLong
 from memfactory.common.parsing import final_answer
 from memfactory.common.text import mend
-from memfactory.common.types import Retrieved, Sampling, Trajectory, View
+from memfactory.common.types import Sampling, Trajectory, View
 from memfactory.engines.base import event_loop, on_own_loop, stream_key
 from memfactory.engines.base import run as run_on_loop
 from memfactory.engines.chat import MENDED, Models, Session
 from memfactory.memory.bank import MemoryBank
 from memfactory.memory.embedders import Embedder
-from memfactory.memory.items import MemoryItem, MemoryOp
+from memfactory.memory.items import MemoryItem, MemoryOp, as_date
 from memfactory.memory.merge import Edit, Merged
 from memfactory.memory.stores import MemoryStore, open_store
 from memfactory.memory.stores.stored_bank import stored
@@ -39,32 +41,6 @@ T = TypeVar("T")
 U = TypeVar("U", bound="Usable")
 
 DEFAULT_USER = "default"
-
-
-@dataclass(slots=True)
-class Line(Session):
-    """An application's session, which hears what a question was answered from; branches share what was heard."""
-
-    shown: list[MemoryItem] = field(default_factory=list)
-
-
-def shows(model: Session, items: Sequence[MemoryItem]) -> None:
-    """Said by an agent's `read`: these memories are before the model. Applications listen, reports tell people, sources are kept."""
-    if model.question is not None:
-        model.trajectory.given[model.question] = tuple(items)
-    if isinstance(model, Line):
-        model.shown[:] = items
-    place = {id: at for at, id in enumerate(model.ranking)}
-    ranked = all(item.id in place for item in items)
-    best_first = sorted(items, key=lambda item: place[item.id]) if ranked else items
-    model.trajectory.retrieved[model.question or 0] = Retrieved(ranked, tuple(_source(item) for item in best_first))
-
-
-def _source(item: MemoryItem) -> dict[str, list[str]]:
-    if item.sources:
-        return {"turns": list(item.sources)}
-    dates = [date for date in dict.fromkeys((item.created, item.updated)) if date]
-    return {"dates": dates} if dates else {}
 
 
 @dataclass(slots=True)
@@ -226,7 +202,7 @@ class Usable(ABC):
 
     def forget(self, id: str, *, date: str = "") -> MemoryItem:
         """Delete a memory and return it; `UnknownNameError` if there is none of that id. `store.purge(user)` forgets a person."""
-        return self.store.delete(self.user, id, when=date)
+        return self.store.delete(self.user, id, when=as_date(date))
 
     def history(self, id: str) -> tuple[str, ...]:
         """Every text that a memory ever had, oldest first, also of a forgotten one; () for an unknown id."""
@@ -240,17 +216,21 @@ class Usable(ABC):
 
     async def _add(self, said: Said, date: str, speaker: str | None) -> Change:
         store, user = self.store, self.user
-        line = self._line()
-        turns = turns_of(said, speaker or self._name(), partial(line.drop, TOLD))
-        if not turns:
-            return Change((), (), line.trajectory)
-        text = turns[0]["text"] if isinstance(said, str) else "\n".join(f"{turn['speaker']}: {turn['text']}" for turn in turns)
-        if self.question_aware:
-            return await self._keep(turns, date, line)
+        date = as_date(date)
         assert self.kept is not None
+        heard = Line(self._models(None), self.kept.sampling, (), False, Trajectory())
+        turns = turns_of(said, speaker or self._name(), partial(heard.drop, TOLD))
+        if not turns:
+            return Change((), (), heard.trajectory)
+        text = turns[0]["text"] if isinstance(said, str) else "\n".join(f"{turn['speaker']}: {turn['text']}" for turn in turns)
+        turns = in_pieces(turns)
+        if self.question_aware:
+            return await self._keep(turns, date, heard)
         async with self.kept.lock(user):
             before = await asyncio.to_thread(stored, store, user)
-            await self.run(View(user, (), text, (self.event(turns, date),), before), line)
+            line = await self._written(View(user, (), text, memory=before), turns, date)
+            line.trajectory.dropped[:0] = heard.trajectory.dropped
+            line.trajectory.report.update(heard.trajectory.report)
             after = line.trajectory.memory
             if not isinstance(after, MemoryBank):
                 raise ConfigError(f"{type(self).__name__}.write returned {after!r:.80}, not a MemoryBank: stores keep banks.")
@@ -285,13 +265,50 @@ class Usable(ABC):
         view = View(self.user, (question,), memory=bank)
         if self.question_aware:
             view = View(self.user, (question,), *self._heard(bank))
-        line = self._line()
+        line = await self._fitted(view)
         if broken:
             line.count(MENDED, broken)
-        await self.run(view, line)
         (whole,) = line.trajectory.answers
         shown = tuple(line.shown)
         return Answer(final_answer(whole) or "", whole, shown, named(whole, shown), line.trajectory)
+
+    async def _written(self, view: View, turns: list[dict[str, Any]], date: str) -> Line:
+        """The session in which the turns were written: at once, or one half after the other where they do not fit the model."""
+        view, halves = replace(view, events=(self.event(turns, date),)), in_halves(turns)
+        if halves is None:
+            return await self._fitted(view)
+        try:
+            return await self._tried(view, self._line())
+        except PromptTooLong:
+            first = await self._written(view, halves[0], date)
+        second = await self._written(replace(view, memory=first.trajectory.memory), halves[1], date)
+        first.join(second)
+        first.trajectory.memory = second.trajectory.memory
+        first.count("split_events")
+        return first
+
+    async def _fitted(self, view: View) -> Line:
+        """The session in which this was run, with fewer memories before the model if all do not fit."""
+        line = self._line()
+        while True:
+            try:
+                return await self._tried(view, line)
+            except PromptTooLong:
+                offered = line.offered[-1] if line.offered else 0
+                if not offered and not line.whole:
+                    raise
+                line = replace(self._line(), most=offered // 2 if offered else line.most, whole=bool(offered))
+
+    async def _tried(self, view: View, line: Line) -> Line:
+        asked: list[Any] = getattr(view.memory, "asked", [])
+        before, fitted = len(asked), False
+        try:
+            await self.run(view, line)
+            fitted = True
+        finally:
+            if not fitted:  # what it asked for on the way is asked again
+                del asked[before:]
+        return line
 
     def _line(self) -> Line:
         assert self.kept is not None

@@ -14,7 +14,7 @@ from typing import Any
 
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import read_yaml
-from memfactory.common.flags import FlagParser, gathered, mapping_of, option
+from memfactory.common.flags import FlagParser, at_home, gathered, mapping_of, option
 from memfactory.common.ranges import check_ranges
 from memfactory.common.redaction import without_secrets
 
@@ -164,6 +164,8 @@ class TrainConfig:
     wandb_name: str | None = option(None, "Name of the run in the tracker; given alone it turns on swanlab, as in the public launchers.")
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            setattr(self, name, at_home(value) if isinstance(value, str) else value)
         for name in _MAPPINGS:
             setattr(self, name, json.dumps(mapping_of(name, getattr(self, name)), sort_keys=True))
         if self.temperature == 0:
@@ -255,7 +257,7 @@ def read_config(arguments: Sequence[str], slots_of: SlotsOf | None = None, defau
     arguments = gathered(arguments, ("--import", "--plugins"))
     if file is not None:
         # The file's values go through the same parser as flags, so they are checked alike, and flags, coming later, win.
-        arguments = [*_yaml_flags(Path(file), known), *arguments]
+        arguments = [*_yaml_flags(Path(file).expanduser(), known), *arguments]
     parser = FlagParser(TrainConfig, prog="memfactory train", usage=USAGE, allow_abbrev=False)
     config, extra = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True, look_for_args_file=False)
     if defaults_of and (defaults := defaults_of(config)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
@@ -50,6 +52,15 @@ def mapping_of(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+_HOME = re.compile(r"((?:--)?[\w.-]+=)?~(?=/|$)")
+
+
+def at_home(word: str) -> str:
+    """A word whose leading `~` is the home folder, also behind `--flag=` or `name=`, where no shell looks, and in files."""
+    found = _HOME.match(word)
+    return f"{found[1] or ''}{Path.home()}{word[found.end() :]}" if found else word
+
+
 class _Help(argparse.HelpFormatter):
     """Each flag once, as the docs spell it, with its default where that says something."""
 
@@ -75,6 +86,9 @@ class FlagParser(HfArgumentParser):
         for action in self._actions:
             if action.type is string_to_bool:  # the base class lets only those with a default of their own stand bare
                 action.nargs, action.const = "?", True
+
+    def parse_args_into_dataclasses(self, args: Any = None, **settings: Any) -> Any:  # type: ignore[override]
+        return super().parse_args_into_dataclasses([at_home(str(word)) for word in args], **settings)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
@@ -110,7 +124,7 @@ def parse_flags(options: type[T], arguments: Sequence[str], command: str, usage:
     words = list(arguments)
     given: list[str] = []
     while words and not words[0].startswith("-") and len(given) < positional:
-        given.append(words.pop(0))
+        given.append(at_home(words.pop(0)))
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         if field.default_factory is not dataclasses.MISSING:
             names = tuple(f"--{name.lstrip('-')}" for name in (*field.metadata.get("aliases", ()), field.name))

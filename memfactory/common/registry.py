@@ -164,7 +164,7 @@ def import_plugins(names: list[str]) -> None:
         point.load()
     for name in names:
         if name.endswith(".py"):
-            _import_file(Path(name))
+            _import_file(Path(name).expanduser())
         else:
             try:
                 importlib.import_module(name)

@@ -174,6 +174,10 @@ class Session:
             self.count(MENDED, broken)
         return [{name: text for name, (text, _) in message.items()} for message in mended]
 
+    def at_most(self, k: int, held: int) -> int:
+        """How many of `held` memories to retrieve where an agent wants `k`; an application's session says fewer if those do not fit."""
+        return k
+
     def branch(self, number: int) -> Session:
         """A line for one question among several: its own record and random streams."""
         return replace(self, stream=(*self.stream, BRANCH + number), trajectory=Trajectory(), question=number)

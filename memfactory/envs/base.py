@@ -33,7 +33,7 @@ class BaseEnv(Dataset, ABC):
         refuse_old_style(cls, "compute_reward", ("questions", "llm_client"), wanted)
 
     def __init__(self, data_path: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
-        self.data_path, self.tokenizer = Path(data_path), tokenizer
+        self.data_path, self.tokenizer = Path(data_path).expanduser(), tokenizer
         self.options: Any = build_options(type(self).__name__, self.Options, kwargs)
         self.examples: list[dict[str, Any]] = self.load()
         if not self.examples:

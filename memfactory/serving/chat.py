@@ -19,7 +19,7 @@ from rich.text import Text
 
 from memfactory.agents.base import BaseAgent
 from memfactory.agents.load import load_agent
-from memfactory.agents.told import Answer, Change
+from memfactory.agents.told import LEFT_OUT, Answer, Change
 from memfactory.common.errors import InfrastructureError, UserError, unknown_name
 from memfactory.common.flags import mapping_of, option
 from memfactory.common.questions import is_question
@@ -46,7 +46,7 @@ HELP = """What you tell is remembered; a question, in whatever language, is answ
 /why           what the last line made the agent read and write
 /quit          end, like Ctrl-D"""
 
-MARKS = {"ADD": ("+", "green"), "UPDATE": ("~", "yellow"), "DEL": ("-", "red")}
+MARKS = {"ADD": ("+", "green"), "UPDATE": ("~", "yellow"), "DEL": ("-", "red"), "NONE": ("=", "dim")}
 UNREADABLE, CUT = "unreadable_", "truncated_"
 
 
@@ -156,7 +156,9 @@ class Terminal:
             self.last = change = self.agent.add(text, date=self.date)
         for edit in change.edits:
             mark, colour = MARKS[edit.op.kind]
-            told = {"ADD": edit.op.text, "UPDATE": f"{edit.old} -> {edit.op.text}", "DEL": edit.old}[edit.op.kind]
+            told = {"ADD": edit.op.text, "UPDATE": f"{edit.old} -> {edit.op.text}", "DEL": edit.old, "NONE": f"{edit.old} (again)"}[
+                edit.op.kind
+            ]
             self._say((f"{mark} ", f"bold {colour}"), (f"{edit.op.id}  ", "dim"), (_one_line(told), colour))
         for refused in change.rejected:
             wanted = " ".join(filter(None, (refused.op.kind, refused.op.id, refused.op.text)))
@@ -218,6 +220,8 @@ class Terminal:
     def _complain(self, done: Change | Answer) -> None:
         if broken := done.trajectory.report[MENDED]:
             self._say(("! ", "bold magenta"), (f"{broken} half characters (lone surrogates) became \ufffd", "magenta"))
+        if left := done.trajectory.report[LEFT_OUT]:
+            self._say(("! ", "bold magenta"), (f"{left} found memories did not fit the model and were left out", "magenta"))
         for name in _unread(done):
             for prefix, problem in ((UNREADABLE, "could not be read"), (CUT, "was cut off at its limit of tokens")):
                 if name.startswith(prefix):
