@@ -87,8 +87,8 @@ class FlagParser(HfArgumentParser):
             if action.type is string_to_bool:  # the base class lets only those with a default of their own stand bare
                 action.nargs, action.const = "?", True
 
-    def parse_args_into_dataclasses(self, args: Any = None, **settings: Any) -> Any:  # type: ignore[override]
-        return super().parse_args_into_dataclasses([at_home(str(word)) for word in args], **settings)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args([at_home(str(word)) for word in args or ()], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[0].upper()}{message[1:]}. `{self.prog} --help` explains the flags.")
