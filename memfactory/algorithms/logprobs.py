@@ -175,6 +175,6 @@ def without_dropout(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         for name, value in list(vars(module).items()):  # modules of their own, and rates that are passed to functions
-            chance = "drop" in name or "jitter" in name or (name == "p" and "dropout" in type(module).__name__.lower())
+            chance = "drop" in name or (name == "p" and "dropout" in type(module).__name__.lower())
             if chance and isinstance(value, float):
                 setattr(module, name, 0.0)
