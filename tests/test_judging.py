@@ -444,7 +444,7 @@ def test_a_slow_server_is_a_timeout_in_the_table(tmp_path: Path, monkeypatch: py
     with serving() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         server.always = stalls(0.3)
-        assert main(["judge", str(folder), "--judge", "api:big", "--calibration", "0", "--timeout", "0.05", "--retries", "0"]) == 0
+        assert main(["judge", str(folder), "--judge", "api:big", "--calibration", "0", "--timeout", "0.05", "--retries", "0"]) == 1
     row = json.loads((folder / "judged.json").read_text())["rows"][0]
     assert (row["failures"], row["coverage"], row["rule_score"]) == ({"timeout": 8}, 0.0, 0.5)
 

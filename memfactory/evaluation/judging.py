@@ -105,7 +105,7 @@ def judge_all(root: Path, config: JudgeConfig, console: Console) -> int:
     write_text(root / "judged.md", judged_markdown(rows))
     if (root / REPORT).is_file():
         write_html(root)
-    return 0
+    return 0 if any(row["coverage"] for row in rows) else 1  # no answer got a verdict
 
 
 def judge_folders(
