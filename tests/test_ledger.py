@@ -192,13 +192,13 @@ def test_a_torn_line_costs_its_own_attempt_and_the_rest_is_not_made_again(tmp_pa
 @pytest.mark.parametrize("broken", [b"{", b"[1, 2]", b"7", b"null", b"", b'{"example": "x"}', b'{"unknown": 1}', b"half a li{ne"])
 def test_a_broken_line_in_the_middle_is_named_with_its_file_and_number(tmp_path: Path, broken: bytes) -> None:
     (tmp_path / "attempts.jsonl").write_bytes(WHOLE[0] + broken + b"\n" + WHOLE[1])
-    with pytest.raises(DataError, match=r"attempts\.jsonl, line 2 is not an attempt"):
+    with pytest.raises(DataError, match=r"attempts\.jsonl, line 2 is not (an attempt|as it was written)"):
         read_attempts(tmp_path)
 
 
 def test_a_line_that_is_not_utf8_is_named_with_its_file_and_number(tmp_path: Path) -> None:
     (tmp_path / "attempts.jsonl").write_bytes(WHOLE[0] + b"\xff\xfe\n" + WHOLE[1])
-    with pytest.raises(DataError, match=r"attempts\.jsonl, line 2 is not an attempt"):
+    with pytest.raises(DataError, match=r"attempts\.jsonl, line 2 is not (an attempt|as it was written)"):
         read_attempts(tmp_path)
 
 

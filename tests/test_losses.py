@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,13 @@ UNCLIPPED = {"clip_low": 0.999, "clip_high": 1e6, "dual_clip": None}
 def test_only_positions_that_predict_a_response_token_get_gradient() -> None:
     model, samples = tiny_qwen3(), make_samples(7, TRAJECTORIES, GROUPS)
     seen: list[Tensor] = []
-    model.model.register_forward_hook(lambda _module, _args, output: seen.append(output.last_hidden_state) or seen[-1].retain_grad())
+
+    def keep(_module: object, _args: object, output: Any) -> None:
+        if output.last_hidden_state.requires_grad:  # the probe at the start has none
+            seen.append(output.last_hidden_state)
+            seen[-1].retain_grad()
+
+    model.model.register_forward_hook(keep)
     gradients(model, samples, 1 << 20, packing="rows", **UNCLIPPED)
     touched = seen[0].grad.abs().sum(-1) > 0
     expected = torch.zeros_like(touched)
@@ -191,14 +198,28 @@ def test_temperature_zero_is_read_as_one() -> None:
 
 
 def test_models_that_change_their_logits_take_the_whole_forward_pass() -> None:
-    model, micro = tiny_qwen3(), one_micro_batch(make_samples(15, TRAJECTORIES, GROUPS))
-    calls: list[int] = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    plain = response_logits(model, micro)
-    assert not calls
-    model.config.final_logit_softcapping = 30.0
-    torch.testing.assert_close(response_logits(model, micro), plain, atol=1e-5, rtol=1e-5)
-    assert calls == [1]
+    micro = one_micro_batch(make_samples(15, TRAJECTORIES, GROUPS))
+
+    def asked(model: torch.nn.Module) -> tuple[Tensor, int]:
+        response_logits(model, micro)  # its head is tried once
+        calls: list[int] = []
+        model.register_forward_hook(lambda *_: calls.append(1))
+        return response_logits(model, micro), len(calls)
+
+    plain, whole = asked(tiny_qwen3())
+    assert whole == 0
+    capped = tiny_qwen3()
+    forward = capped.forward
+
+    def softcapped(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = 0.5 * torch.tanh(output.logits / 0.5)
+        return output
+
+    capped.forward = softcapped
+    found, whole = asked(capped)
+    assert whole == 1
+    torch.testing.assert_close(found, 0.5 * torch.tanh(plain / 0.5), atol=1e-5, rtol=1e-5)
 
 
 def test_evaluating_puts_each_parts_mode_back_even_after_an_error() -> None:

@@ -134,7 +134,7 @@ def test_a_memory_that_was_tampered_with_is_refused_by_its_line(run: Any, tmp_pa
     with pytest.raises(DataError, match="line 1: the memory is not the one that was written"):
         run("a", Chance(), limit=1)
     path.write_text("{}\n")
-    with pytest.raises(DataError, match="line 1 is not a written memory"):
+    with pytest.raises(DataError, match="line 1 is not as it was written"):
         run("a", Chance(), limit=1)
 
 

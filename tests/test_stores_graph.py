@@ -94,8 +94,8 @@ def test_a_wrong_place_is_an_error_with_the_next_step(monkeypatch: pytest.Monkey
         ({"uri": "bolt://127.0.0.1:1", "password": "x"}, StoreError, r"127.0.0.1:1 cannot be reached.*Check NEO4J_URI"),
         ({"uri": "bolt://127.0.0.1:1"}, ConfigError, "Set NEO4J_PASSWORD"),
         ({"uri": "http://127.0.0.1:1", "password": "x"}, ConfigError, "Example of an address: bolt://"),
-        ({"timeout": 0}, ConfigError, "timeout > 0"),
-        ({"expand": -1}, ConfigError, "expand >= 0"),
+        ({"timeout": 0}, ConfigError, "timeout 0: must be above 0"),
+        ({"expand": -1}, ConfigError, "expand -1: must be at least 0"),
     ]:
         with pytest.raises(kind, match=message):
             open_store("neo4j", options, embedder=EMBEDDER)

@@ -117,7 +117,7 @@ def test_each_category_of_locomo_has_its_rule_and_category_5_is_apart(tmp_path: 
                                   "f1_locomo_open@1", "f1_mem0@1"}  # fmt: skip
     assert env.questions()["examples"]["conv-1"][0] == {
         "id": "conv-1/0", "question": "What 0?", "answers": ("cats, dogs",), "type": "1", "evidence": ("D1:1",), "abstain": False,
-        "scorer": "f1_locomo_multi@1", "date": "", "labels": (), "twin": "", "label_error": "", "cluster": "conv-1",
+        "scorer": "f1_locomo_multi@1", "date": "", "labels": (), "twin": "", "label_error": "", "cluster": "conv-1", "all_golds": False,
     }  # fmt: skip
 
 

@@ -20,6 +20,9 @@ from memfactory.algorithms.ratios import MAX_LOG_RATIO, ratio_of
 
 GRADIENTS = ("plain", "straight_through", "ratio")
 
+K3_BOUND = 10.0
+"""The largest value of k3, MemAgent's and verl's."""
+
 
 def k1_kl(logprobs: Tensor, ref: Tensor) -> Tensor:
     """`log(policy / reference)` per token: unbiased, of either sign, of high variance."""
@@ -38,7 +41,7 @@ def k3_kl(logprobs: Tensor, ref: Tensor) -> Tensor:
     is in expectation not the KL's, which is why it is MemAgent's small coefficient and not a constraint.
     """
     d = (ref - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)  # as verl's: exp must stay finite, for its gradient is multiplied by 0
-    return (torch.exp(d) - d - 1).clamp(max=10.0)
+    return (torch.exp(d) - d - 1).clamp(max=K3_BOUND)
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1_kl, "k2": k2_kl, "k3": k3_kl}

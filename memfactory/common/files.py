@@ -100,7 +100,7 @@ def read_rows(path: Path, hint: str = "") -> Any:
 
 
 def read_yaml(path: Path, what: str = "file") -> dict[str, Any]:
-    """A YAML file's mapping. A key that stands twice, aliases (a few of which can be a billion laughs) and what is no text, number,
+    """A YAML file's mapping. A key that stands twice, an alias inside itself, values without end and what is no text, number,
     switch, list or mapping of these are refused; a date is the text that it was written as."""
     if not path.is_file():
         raise MissingFileError(f"No such {what}: {path}.")
@@ -118,10 +118,29 @@ def read_yaml(path: Path, what: str = "file") -> dict[str, Any]:
 class _Plain(yaml.SafeLoader):
     """Only what JSON has."""
 
+    MOST = 10_000
+    """Values that a file may hold, what its aliases repeat counted each time: a few of them can be a billion laughs."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._open: list[str] = []
+        self._sizes: dict[int, int] = {}
+
     def compose_node(self, parent: Any, index: Any) -> Any:
+        anchor = getattr(self.peek_event(), "anchor", None)
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not taken; write the value out")
-        return super().compose_node(parent, index)
+            if anchor in self._open:
+                raise yaml.YAMLError(f"*{anchor} stands inside itself")
+            return super().compose_node(parent, index)
+        self._open.append(anchor)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        below = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        self._sizes[id(node)] = size = 1 + sum(self._sizes[id(part)] for part in parts)
+        if size > self.MOST:
+            raise yaml.YAMLError(f"more than {self.MOST:,} values, with what its aliases repeat")
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()

@@ -39,6 +39,8 @@ class MemSFTTrainer(BaseTrainer):
                 )
         self.rows = [row for _, row in rows]
         super().__init__(config, model, tokenizer)
+        if config.dry_run:
+            return
         _, self._budget = agreeing_update(self.model, None, config.tokens_per_micro_batch, config.logprob_chunks, self.bf16)
 
     @property
