@@ -123,7 +123,7 @@ class _Plain(yaml.SafeLoader):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._open: list[str] = []
+        self._open: list[str | None] = []
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -133,7 +133,7 @@ class _Plain(yaml.SafeLoader):
                 raise yaml.YAMLError(f"*{anchor} stands inside itself")
             return super().compose_node(parent, index)
         self._open.append(anchor)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._open.pop()
         below = [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -51,9 +52,13 @@ def _source_hash(part: Any) -> str | None:
         return None
 
 
+_INSTALLED = [Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")]
+"""What Python brings, and what is installed: their versions are no part of an attempt, and they import half of themselves."""
+
+
 def _imported(file: Path) -> list[Path]:
     """The file and what it imports from its own folder, directly or not, in the order of their names."""
-    found, left = {file}, [file]
+    found, left = {file}, [] if any(map(file.is_relative_to, _INSTALLED)) else [file]
     while left:
         try:
             tree = ast.parse(left.pop().read_text(encoding="utf-8"))
