@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from memfactory.arena.diagnosis import LOST, Needed, needed, reason, truth
 from memfactory.arena.page import page
 from memfactory.arena.plan import ArenaConfig, Plan, read_plan
 from memfactory.arena.report import commands, make_report, markdown
-from memfactory.arena.scores import line_of
+from memfactory.arena.scores import Cell, difference, line_of
 from memfactory.arena.work import Place, jobs_of, make_data, train_config
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import ConfigError, MissingFileError, UnknownNameError
-from memfactory.common.files import read_json, write_json
+from memfactory.common.files import read_json, read_yaml, write_json
 from memfactory.data.generators.dialog_world import memory_text
 from memfactory.data.generators.synth_dialog import synth_dialog
 from memfactory.evaluation.jobs import Job
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
+from memfactory.evaluation.questions import Asked
 from memfactory.evaluation.tasks.env import TaskEnv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +36,10 @@ def plan(**given: Any) -> Plan:
 
 
 # The plan
+
+
+def test_every_shipped_plan_is_one_that_is_read() -> None:
+    assert [len(read_yaml(path)["rows"]) for path in (SHIPPED, SHIPPED.with_name("arena_qwen3.yaml"))] == [7, 4]
 
 
 def test_the_shipped_plan_has_three_paradigms_by_one_reader_with_one_budget() -> None:
@@ -192,6 +198,14 @@ def test_rows_are_means_over_their_seeds_and_anchors_stand_first(arena: tuple[Pl
     curve = training.pop("curve")
     assert training == {"cpu_seconds": 4.0, "steps": 2.0, "tokens": 100.0}
     assert curve[0] == pytest.approx(0.3) and curve[-1] == pytest.approx(0.6) and curve == sorted(curve)
+
+
+def test_a_gain_of_which_too_much_was_lost_has_no_verdict() -> None:
+    asked = [Asked("e", n, f"q{n}", "?", ["x"], "t", f"d{n}", False, "em_squad@1") for n in range(20)]
+    before, whole, half = (Cell(asked, {"greedy": rows}) for rows in ([[0.0]] * 20, [[1.0]] * 19 + [[math.nan]], [[1.0], [math.nan]] * 10))
+    found = [difference(before, after, "greedy", ("untrained", "trained")) for after in (whole, half)]
+    assert [row["verdict"] for row in found] == ["better", "not compared: 50 % of trained's attempts lost"]
+    assert [(row["diff"], row["scored"]) for row in found] == [(1.0, 0.95), (1.0, 0.5)] and found[1]["p"] is None
 
 
 def test_losses_are_counted_of_the_greedy_attempts(arena: tuple[Plan, Place]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from memfactory.agents.base import BaseAgent
@@ -24,11 +26,11 @@ from memfactory.data.parquet import write_parquet
 from memfactory.engines.chat import Models, Session
 from memfactory.engines.scripted import ScriptedChat
 from memfactory.envs.longcontext import LongcontextEnv
-from memfactory.evaluation.compare import compare
+from memfactory.evaluation.compare import adjusted, compare, is_compared
 from memfactory.evaluation.harness import Scores, evaluate, headline
 from memfactory.evaluation.leak import check_no_leak
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Ledger
-from memfactory.evaluation.report import markdown, published_table, result_row, summary, table, write_results
+from memfactory.evaluation.report import coverage_note, markdown, paired_table, published_table, result_row, summary, table, write_results
 
 
 def scores(sampled: list[list[float]], greedy: list[float]) -> Scores:
@@ -58,6 +60,33 @@ def test_a_report_of_one_question_has_null_for_what_one_question_cannot_tell(tmp
     write_results(tmp_path, results, paired, {}, "# One")
     assert results[0]["se"] is None and paired[0]["ci_low"] is None and paired[0]["diff"] == -1.0 and paired[0]["verdict"] == "unknown"
     assert "–" in markdown(results, paired) and table(results, paired).row_count == 3
+
+
+def test_each_column_has_its_own_verdict_or_why_there_is_none(tmp_path: Path) -> None:
+    nan, n = math.nan, 20
+    base = {name: replace(scores([[0.0, 0.0]] * n, [0.0, 1.0] * (n // 2)), dataset=name) for name in ("facts", "lost", "none")}
+    after = base | {"facts": scores([[1.0, 1.0]] * (n - 1) + [[1.0, 0.0]], [1.0, 0.0] * (n // 2))}
+    after["lost"] = replace(base["lost"], sampled=[[1.0, nan]] * n)
+    base["none"] = after["none"] = replace(base["none"], sampled=[[nan, nan]] * n, greedy=[[nan]] * n)
+    results, paired = summary({"base": base, "after": after})
+    text = markdown(results, paired)
+    assert "|  |  | against base | better +0.975 [+0.923, +1.027] | tied +0.000 [-0.480, +0.480] |" in text
+    assert "|  |  | against base | not compared: 50 % of after's attempts lost | tied +0.000 [+0.000, +0.000] |" in text
+    assert "|  |  | against base | not compared: nothing was scored | not compared: nothing was scored |" in text
+    assert "| none | 20 | after (0% scored) | – | – |" in text and [
+        "after",
+        "0.9750 ± 0.025",
+        "0.5000 ± 0.000",
+        "–",
+        "–",
+    ] in published_table(results)
+    write_results(tmp_path, results, paired, {}, "# Three")
+    whole = [row for row in paired if row["dataset"] == "facts"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(results, paired), paired_table(adjusted(paired)))
+    for said in ((tmp_path / "report.md").read_text(encoding="utf-8"), " ".join(console.file.getvalue().split())):  # type: ignore[attr-defined]
+        assert "without one for 90% of the attempts on both sides there is no verdict" in said
+    assert not coverage_note(whole) and not table(results[:2], whole).caption
 
 
 def test_the_notes_do_not_claim_a_temperature_that_was_not_asked_for(tmp_path: Path) -> None:
@@ -141,13 +170,18 @@ def test_turning_the_two_round_turns_every_sign(tmp_path_factory: pytest.TempPat
     root = tmp_path_factory.mktemp("turned")
     a = folder_of(root, "a", sampled=[list(row[:2]) for row in table], greedy=[row[2] for row in table])
     b = folder_of(root, "b", sampled=[list(row[3:5]) for row in table], greedy=[row[5] for row in table])
-    opposite = {"better": "worse", "worse": "better", "tied": "tied", "unknown": "unknown"}
+    opposite = {"better": "worse", "worse": "better"}
+
+    def turned(value: float | None) -> float | None:
+        return None if value is None else -value
+
     for there, back in zip(compare(a, b)[0], compare(b, a)[0], strict=True):
-        assert back["diff"] == -there["diff"] and back["n"] == there["n"] and back["verdict"] == opposite[there["verdict"]]
-        assert (back["ci_low"], back["ci_high"]) == (-there["ci_high"], -there["ci_low"])
+        assert back["diff"] == turned(there["diff"]) and back["n"] == there["n"] and back["p"] == there["p"]
+        words = " and ".join(reversed(there["verdict"].removeprefix("not compared: ").removesuffix(" attempts lost").split(" and ")))
+        assert words in back["verdict"] if not is_compared(there) else back["verdict"] == opposite.get(there["verdict"], there["verdict"])
+        assert (back["ci_low"], back["ci_high"]) == (turned(there["ci_high"]), turned(there["ci_low"]))
         assert back.get("mcnemar_p") == there.get("mcnemar_p") and back.get("only_base_right") == there.get("only_model_right")
-        lost, found = back.get("diff_completed"), there.get("diff_completed")
-        assert (lost is None and found is None) or lost == -found
+        assert back.get("diff_completed") == turned(there.get("diff_completed"))
 
 
 def test_what_infrastructure_lost_counts_as_wrong_in_a_comparison_and_is_left_out_beside_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from memfactory.evaluation.compare import paired_rows
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.statistics import Mean, Paired, by_question, clustered_mean, mcnemar, paired_difference, verdict
+from memfactory.evaluation.statistics import Mean, Paired, by_question, clustered_mean, covered_verdict, mcnemar, paired_difference, verdict
 
 NAN = math.nan
 
@@ -149,6 +149,47 @@ def test_mcnemar_is_only_for_right_or_wrong(score: float) -> None:
 )
 def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, expected: str) -> None:
     assert verdict(Paired(0.0, low, high, 9)) == expected
+
+
+UP, DOWN, ACROSS, ALONE = (
+    Paired(0.0, low, high, 9, p=p) for low, high, p in ((0.1, 0.2, 0.01), (-0.2, -0.1, 0.02), (-1, 1, 0.9), (NAN, NAN, NAN))
+)
+
+
+@pytest.mark.parametrize(
+    ("as_wrong", "left_out", "scored", "expected"),
+    [
+        (UP, UP, (1.0, 1.0), ("better", 0.01)),
+        (UP, UP, (0.9, 0.95), ("better", 0.01)),
+        (UP, UP, (0.9, 0.899), ("not compared: 10.1 % of B's attempts lost", NAN)),
+        (UP, UP, (0.52, 1.0), ("not compared: 48 % of A's attempts lost", NAN)),
+        (UP, UP, (0.0, 0.5), ("not compared: 100 % of A's and 50 % of B's attempts lost", NAN)),
+        (ACROSS, ACROSS, (0.0, 0.0), ("not compared: nothing was scored", NAN)),
+        (UP, ACROSS, (0.95, 1.0), ("tied", 0.9)),
+        (ACROSS, DOWN, (1.0, 0.95), ("tied", 0.9)),
+        (UP, DOWN, (0.9, 0.9), ("tied", 0.02)),
+        (DOWN, DOWN, (0.9, 1.0), ("worse", 0.02)),
+        (ALONE, ALONE, (1.0, 1.0), ("unknown", NAN)),
+        (ALONE, ALONE, (NAN, NAN), ("unknown", NAN)),  # no attempt was planned
+        (UP, ALONE, (0.9, 0.9), ("unknown", NAN)),
+    ],
+)
+def test_a_verdict_needs_scores_on_both_sides_and_holds_both_ways(
+    as_wrong: Paired, left_out: Paired, scored: tuple[float, float], expected: tuple[str, float]
+) -> None:
+    said, p = covered_verdict(as_wrong, left_out, list(zip("AB", scored, strict=True)))
+    assert (said, p) == pytest.approx(expected, nan_ok=True)
+
+
+def test_one_model_twice_with_half_of_its_attempts_lost_is_not_worse() -> None:
+    rng = np.random.default_rng(3)
+    whole = simulated(rng, np.full(QUESTIONS, 0.7), ATTEMPTS)
+    for lost, start in ((0.5, "not compared: "), (0.05, "tied"), (1.0, "not compared: 100 % of b's")):
+        half = replace(whole, sampled=[[NAN if rng.random() < lost else score for score in row] for row in whole.sampled])
+        assert sampled_verdict(whole, half).startswith(start)
+    nothing = replace(whole, sampled=[[NAN] * ATTEMPTS] * QUESTIONS, greedy=[[NAN]] * QUESTIONS)
+    assert {row["verdict"] for row in paired_rows("a", nothing, "b", nothing)} == {"not compared: nothing was scored"}
+    assert math.isnan(clustered_mean(nothing.counted("sampled")).value), "nothing is no score of 0"
 
 
 def test_what_failed_is_left_out_or_counts_as_told() -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from memfactory.arena.diagnosis import LOST, MEANING
+from memfactory.evaluation.compare import is_compared
 from memfactory.evaluation.html.charts import SHARES, around_zero, axis, whisker
 from memfactory.evaluation.html.markup import Html, html, tag
 from memfactory.evaluation.html.page import document
 from memfactory.evaluation.html.table import Column, figure, interval, section, table, verdict
+from memfactory.evaluation.report import COVERAGE_NOTE
 
 Report = Mapping[str, Any]
 
@@ -79,7 +81,10 @@ def _between(report: Report) -> Html:
 
 
 def _differences(report: Report, rows: Any, title: str, id: str, named: Any) -> Html:
-    scale = around_zero([row[key] for row in rows for key in ("diff", "low", "high") if row[key] is not None])
+    def numbers(row: Report) -> tuple[float | None, float | None, float | None]:
+        return (row["diff"], row["low"], row["high"]) if is_compared(row) else (None, None, None)
+
+    scale = around_zero([value for row in rows for value in numbers(row) if value is not None])
     columns = [
         Column(""),
         Column(axis(scale, "+g"), "plot"),
@@ -93,9 +98,9 @@ def _differences(report: Report, rows: Any, title: str, id: str, named: Any) -> 
             [
                 [
                     named(row),
-                    whisker(scale, row["diff"], row["low"], row["high"], row["verdict"], named(row)),
-                    tag("b", figure(row["diff"], "+.3f")),
-                    interval(row["low"], row["high"], "+.3f"),
+                    whisker(scale, *numbers(row), row["verdict"] if is_compared(row) else "unknown", named(row)),
+                    tag("b", figure(numbers(row)[0], "+.3f")),
+                    interval(numbers(row)[1], numbers(row)[2], "+.3f"),
                     verdict(row["verdict"]),
                 ]  # fmt: skip
                 for row in rows
@@ -104,7 +109,8 @@ def _differences(report: Report, rows: Any, title: str, id: str, named: Any) -> 
         )
         for name in report["sets"]
     ]
-    return section(title, table(columns, groups), id=id) if rows else Html()
+    lead = COVERAGE_NOTE if any(row["scored"] != 1 for row in rows) else None
+    return section(title, table(columns, groups), id=id, lead=lead) if rows else Html()
 
 
 def _types(report: Report) -> Html:

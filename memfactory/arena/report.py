@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,8 @@ from memfactory.arena.plan import Plan
 from memfactory.arena.scores import KINDS, Cell, between, gains, line_of, mean_of, read_table, trainings
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import write_json, write_text
-from memfactory.evaluation.report import markdown_table
+from memfactory.evaluation.compare import is_compared
+from memfactory.evaluation.report import COVERAGE_NOTE, markdown_table
 
 Report = dict[str, Any]
 ANCHORS = {
@@ -158,12 +159,12 @@ def _again(line: Report) -> str:
 
 
 def _signed(row: Mapping[str, Any]) -> str:
-    return "–" if row["diff"] is None else f"{row['diff']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return "–" if row["diff"] is None or not is_compared(row) else f"{row['diff']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def _gains(report: Report) -> str:
     rows = [[title_of(report, row["row"]), row["set"], row["kind"], _signed(row), row["verdict"]] for row in report["gains"]]
-    return markdown_table([["", "set", "", "trained - untrained", ""], *rows], right=[3])
+    return _noted(markdown_table([["", "set", "", "trained - untrained", ""], *rows], right=[3]), report["gains"])
 
 
 def _between(report: Report) -> str:
@@ -173,10 +174,15 @@ def _between(report: Report) -> str:
             f"{title_of(report, row['row'])} - {title_of(report, row['base'])}",
             _signed(row),
             "–" if row["p_holm"] is None else f"{row['p_holm']:.4f}",
+            row["verdict"],
         ]
         for row in report["between"]
     ]
-    return markdown_table([["set", "greedy", "difference", "p (Holm)"], *rows], right=[2, 3])
+    return _noted(markdown_table([["set", "greedy", "difference", "p (Holm)", ""], *rows], right=[2, 3]), report["between"])
+
+
+def _noted(table: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join([table, *([COVERAGE_NOTE] if any(row["scored"] != 1 for row in rows) else [])])
 
 
 def _types(report: Report) -> list[str]:

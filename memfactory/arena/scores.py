@@ -19,13 +19,13 @@ from memfactory.arena.plan import Plan
 from memfactory.arena.work import BEFORE, Place, jobs_of
 from memfactory.common.files import read_jsonl
 from memfactory.evaluation.by_type import interval_of
-from memfactory.evaluation.compare import number
+from memfactory.evaluation.compare import ALPHA, number
 from memfactory.evaluation.costs import cost_rows
 from memfactory.evaluation.estimates import holm
 from memfactory.evaluation.jobs import Job, load_scores
 from memfactory.evaluation.ledger import GREEDY, SAMPLED
 from memfactory.evaluation.questions import Asked, rows_of
-from memfactory.evaluation.statistics import paired_difference, verdict
+from memfactory.evaluation.statistics import covered_verdict, paired_difference, scored_share
 
 KINDS = (SAMPLED, GREEDY)
 
@@ -111,26 +111,34 @@ def mean_of(cell: Cell, kind: str, chosen: Callable[[Asked], bool] = lambda _: T
     return {"mean": number(mean), "low": number(low), "high": number(high), "n": scored}
 
 
-def difference(before: Cell, after: Cell, kind: str) -> dict[str, Any]:
-    """after - before on the same questions, with its interval and verdict."""
+def difference(before: Cell, after: Cell, kind: str, sides: tuple[str, str]) -> dict[str, Any]:
+    """after - before on the same questions, with its interval and verdict; `sides`: what the two are called.
+
+    What was lost is left out of the numbers. The verdict and p are as those of any comparison: see `covered_verdict`.
+    """
     kept = {asked.id for asked in after.asked}
     both = [asked.id for asked in before.asked if asked.id in kept]
     places = [{asked.id: at for at, asked in enumerate(cell.asked)} for cell in (before, after)]
     a, b = ([cell.scores[kind][place[name]] for name in both] for cell, place in zip((before, after), places, strict=True))
-    pair = paired_difference(a, b, clusters=[before.asked[places[0][name]].cluster for name in both])
+    clusters = [before.asked[places[0][name]].cluster for name in both]
+    pair, as_wrong = paired_difference(a, b, clusters=clusters), paired_difference(a, b, failed=0.0, clusters=clusters)
+    scored = list(zip(sides, map(scored_share, (a, b)), strict=True))
+    said, p = covered_verdict(as_wrong, pair, scored)
     return {
         "diff": number(pair.diff),
         "low": number(pair.ci_low),
         "high": number(pair.ci_high),
-        "p": number(pair.p),
-        "verdict": verdict(pair),
+        "p": number(p),
+        "verdict": said,
+        "scored": number(min(share for _, share in scored)),
     }
 
 
 def gains(plan: Plan, table: Table) -> list[dict[str, Any]]:
     """What training gave each row on each set, sampled and greedy."""
     return [
-        {"row": row, "set": dataset, "kind": kind} | difference(table[f"{row} {BEFORE}"][dataset], after[dataset], kind)
+        {"row": row, "set": dataset, "kind": kind}
+        | difference(table[f"{row} {BEFORE}"][dataset], after[dataset], kind, (BEFORE, "trained"))
         for row in plan.rows
         if (after := table.get(f"{row} trained"))
         for dataset in after
@@ -140,18 +148,18 @@ def gains(plan: Plan, table: Table) -> list[dict[str, Any]]:
 
 
 def between(plan: Plan, table: Table, kind: str = "greedy") -> list[dict[str, Any]]:
-    """The trained paradigms against each other on each set; p adjusted over all these comparisons (Holm)."""
+    """The trained paradigms against each other on each set; p adjusted over all these comparisons (Holm), and the verdict follows it."""
     lines = [name for name in plan.compared if f"{name} trained" in table]
     rows = [
         {"base": one, "row": other, "set": dataset, "kind": kind}
-        | difference(table[f"{one} trained"][dataset], table[f"{other} trained"][dataset], kind)
+        | difference(table[f"{one} trained"][dataset], table[f"{other} trained"][dataset], kind, (one, other))
         for at, one in enumerate(lines)
         for other in lines[at + 1 :]
         for dataset in plan.held_out
         if dataset in table[f"{one} trained"] and dataset in table[f"{other} trained"]
     ]
     adjusted = holm([math.nan if row["p"] is None else row["p"] for row in rows]) if rows else []
-    return [row | {"p_holm": number(p)} for row, p in zip(rows, adjusted, strict=True)]
+    return [row | {"p_holm": number(p)} | ({"verdict": "tied"} if p >= ALPHA else {}) for row, p in zip(rows, adjusted, strict=True)]
 
 
 POINTS = 48

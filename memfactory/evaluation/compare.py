@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import load_scores
 from memfactory.evaluation.ledger import differences, read_job
 from memfactory.evaluation.replay import hash_in
-from memfactory.evaluation.statistics import few_clusters, mcnemar, paired_difference, verdict
+from memfactory.evaluation.statistics import NOT_COMPARED, covered_verdict, few_clusters, mcnemar, paired_difference, scored_share
 
 Row = dict[str, Any]
 
@@ -33,27 +34,29 @@ def number(value: float) -> float | None:
 def paired_rows(base: str, before: Scores, model: str, after: Scores) -> list[Row]:
     """`model` - `base` on their common questions, sampled and greedy, each with a 95 % interval, its p and a verdict.
 
-    What infrastructure lost counts as wrong; `diff_completed` leaves it out on both sides, where there is any. `mde` is the least
-    true difference that such a comparison would find in 80 of 100 runs. `clusters` is there where questions share conversations.
+    What infrastructure lost counts as wrong; `diff_completed` leaves it out on both sides, where there is any, and `verdict` and `p`
+    are of both ways (see `covered_verdict`). `mde` is the least true difference that such a comparison would find in 80 of 100 runs.
+    `clusters` is there where questions share conversations.
     """
     places = {example: at for at, example in enumerate(after.examples)}
     shared = [(at, places[example]) for at, example in enumerate(before.examples) if example in places]
     clusters = [before.clusters[at] for at, _ in shared] if before.clusters else None
     rows = []
     for metric in ("sampled", "greedy"):
-        first, second = before.counted(metric), after.counted(metric)
-        a, b = [first[at] for at, _ in shared], [second[at] for _, at in shared]
+        whole = [(before.counted(metric), after.counted(metric)), (getattr(before, metric), getattr(after, metric))]
+        (a, b), (c, d) = (([first[at] for at, _ in shared], [second[at] for _, at in shared]) for first, second in whole)
         pair = paired_difference(a, b, clusters=clusters)
+        left_out = pair if min(before.coverage, after.coverage) == 1 else paired_difference(c, d, clusters=clusters)
+        said, p = covered_verdict(pair, left_out, [(base, scored_share(c)), (model, scored_share(d))])
         row: Row = {
             "dataset": before.dataset, "base": base, "model": model, "metric": metric, "n": pair.n, "diff": number(pair.diff),
-            "ci_low": number(pair.ci_low), "ci_high": number(pair.ci_high), "verdict": verdict(pair),
-            "p": _p(pair.p), "mde": number(minimum_detectable_effect(pair.se, pair.clusters)),
+            "ci_low": number(pair.ci_low), "ci_high": number(pair.ci_high), "verdict": said,
+            "p": _p(p), "mde": number(minimum_detectable_effect(pair.se, pair.clusters)),
         }  # fmt: skip
         if clusters:
             row["clusters"] = pair.clusters
         if min(before.coverage, after.coverage) < 1:
-            first, second = getattr(before, metric), getattr(after, metric)
-            row["diff_completed"] = number(paired_difference([first[at] for at, _ in shared], [second[at] for _, at in shared]).diff)
+            row["diff_completed"] = number(left_out.diff)
         if metric == "greedy" and (test := mcnemar([before.greedy[at][0] for at, _ in shared], [after.greedy[at][0] for _, at in shared])):
             row |= {"only_base_right": test.only_a, "only_model_right": test.only_b, "mcnemar_p": _p(test.p)}
         rows.append(row)
@@ -78,6 +81,11 @@ def adjusted(rows: list[Row]) -> list[Row]:
             if len(family) > 1 and p >= ALPHA:
                 row["verdict"] = "tied"
     return rows
+
+
+def is_compared(row: Mapping[str, Any]) -> bool:
+    """Whether the verdict is one; where too much was lost the row's numbers tell nothing of the two."""
+    return not row["verdict"].startswith(NOT_COMPARED)
 
 
 def datasets_of(folder: Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from memfactory.evaluation.leak import view_of
 from memfactory.evaluation.ledger import GREEDY, SAMPLED, Attempt, Key, Ledger
 from memfactory.evaluation.memories import Memories
 from memfactory.evaluation.record import cost_of, event_text, given_texts, tokens
-from memfactory.evaluation.statistics import Mean, clustered_mean
+from memfactory.evaluation.statistics import Mean, clustered_mean, scored_share
 
 SHOWN = 8
 """Of this many first examples the ledger keeps the greedy attempt's steps, for people to read."""
@@ -66,8 +66,13 @@ class Scores:
     """More columns of the table: the task's scorer, and how abstaining went."""
 
     def counted(self, metric: str) -> list[list[float]]:
-        """`sampled` or `greedy` with 0 for what infrastructure lost; what was not made yet stays NaN and is left out."""
+        """`sampled` or `greedy` with 0 for what infrastructure lost; what was not made yet stays NaN and is left out.
+
+        Where no attempt has a score nothing is wrong either: there is no number, and none is 0.
+        """
         rows: list[list[float]] = getattr(self, metric)
+        if not scored_share(rows) > 0:
+            return rows
         kind = SAMPLED if metric == "sampled" else GREEDY
 
         def made(example: str, number: int) -> bool:
@@ -126,8 +131,7 @@ class Scores:
     def coverage(self) -> float:
         """The share of the attempts that have a score."""
         parts = [self] if self.abstention is None else [self, self.abstention]
-        values = [score for part in parts for row in [*part.sampled, *part.greedy] for score in row]
-        return sum(not math.isnan(v) for v in values) / len(values)
+        return scored_share([row for part in parts for row in [*part.sampled, *part.greedy]])
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from memfactory.evaluation.judge_questions import Answer, Evaluated, evaluated
 from memfactory.evaluation.judgments import Line, Place, case_hash, read_judgments
 from memfactory.evaluation.ledger import GREEDY, SAMPLED
 from memfactory.evaluation.report import markdown_table
-from memfactory.evaluation.statistics import clustered_mean, few_clusters
+from memfactory.evaluation.statistics import COVERED, clustered_mean, few_clusters
 
 LENIENT = 0.1
 """A judge that accepts more than this share of the known-wrong specific answers is warned of, and one that rejects as many right ones."""
@@ -155,7 +155,8 @@ def _of_answers(row: Row) -> list[str]:
         why = {f"votes lost ({what})": count for what, count in row["failures"].items()}
         why |= {"attempts without an answer": row["no_answer"], "answers not judged yet": row["unjudged"]}
         reasons = ", ".join(f"{count} {what}" for what, count in why.items() if count)
-        found.append(f"{row['coverage'] or 0:.1%} of the answers have a verdict; {reasons}")
+        few = f": below {COVERED:.0%} it compares with nothing" if (row["coverage"] or 0) < COVERED else ""
+        found.append(f"{row['coverage'] or 0:.1%} of the answers have a verdict; {reasons}{few}")
     if "clusters" in row and (few := few_clusters(row["clusters"])):
         found.append(few)
     return found
@@ -165,10 +166,15 @@ def _share(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def judged_interval(row: Row) -> tuple[float | None, float | None, float | None]:
+    """(judged, low, high) as tables show it; nothing where no answer got a verdict, though what is lost counts as wrong in `judged`."""
+    return (row["judged"], row["judged_low"], row["judged_high"]) if row["coverage"] else (None, None, None)
+
+
 def _cells(row: Row) -> list[str]:
     rates = [row[_NAMES[kind]]["rate"] for kind in WRONG]
     mark = " !" if rates[0] is None or rates[0] > LENIENT else ""
-    judged, low, high = (_share(row[key]) for key in ("judged", "judged_low", "judged_high"))
+    judged, low, high = map(_share, judged_interval(row))
     alone = f"{_share(row['judged_completed_only'])} of {_share(row['coverage'], '.0%')}"
     return [
         f"  {row['metric']}", _share(row["rule_score"]), f"{judged} [{low}, {high}]", alone,

@@ -97,6 +97,8 @@ class _Held:
         pairs = [(GREEDY, row["greedy"], None if math.isnan(whole) else round(whole, 4))]
         pairs += [(f"avg@{row['k']}", row["avg_at_k"], row["se"])] if row["k"] else []
         for name, value, error in pairs:
+            if value is None:  # nothing was scored
+                continue
             found |= {f"{self.metric},{name}": value, f"{self.metric}_stderr,{name}": "N/A" if error is None else error}
         return found
 

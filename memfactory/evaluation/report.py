@@ -13,17 +13,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from memfactory.common.files import read_jsonl, write_json, write_text
-from memfactory.evaluation.compare import Row, adjusted, number, paired_rows
+from memfactory.evaluation.compare import Row, adjusted, is_compared, number, paired_rows
 from memfactory.evaluation.estimates import pass_means, wilson
 from memfactory.evaluation.harness import Scores
-from memfactory.evaluation.statistics import Mean, clustered_mean
+from memfactory.evaluation.statistics import COVERED, Mean, clustered_mean
 
 NOTES = (
     "Sampled is the mean of k attempts, ± its standard error over questions; greedy is one attempt at temperature 0. Differences are "
-    "paired by question, with 95 % Student intervals over questions (over conversations, where several questions share one). The "
-    "verdict is of the sampled attempts (of the greedy ones if there are none): better or worse if their interval leaves 0 out and, of "
-    "several data sets, the p adjusted for their number (Holm) is below .05; else tied."
+    "paired by question, with 95 % Student intervals over questions (over conversations, where several questions share one). Each "
+    "column has its own verdict: better or worse if the interval leaves 0 out and, of several data sets, the p adjusted for their number "
+    "(Holm) is below .05; else tied."
 )
+COVERAGE_NOTE = (
+    f"Some attempts have no score: without one for {COVERED:.0%} of the attempts on both sides there is no verdict, and better or worse "
+    "holds with the lost ones counted as wrong and with them left out."
+)
+"""Said under differences where it applied."""
 
 TASK_COLUMNS = (
     "metric", "abstention_n", "abstention_recall", "abstention_precision", "overall", "grouped", "label_errors", "without_label_errors",
@@ -89,10 +94,24 @@ def _shown(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def coverage_note(paired: Sequence[Row]) -> str:
+    """`COVERAGE_NOTE` if an attempt of a comparison has no score; else empty."""
+    return COVERAGE_NOTE if any("diff_completed" in row or not is_compared(row) for row in paired) else ""
+
+
 def interval(row: Row) -> str:
-    """`+0.630 [+0.574, +0.686]` of a paired row."""
+    """`+0.630 [+0.574, +0.686]` of a paired row; a dash where the two are not compared."""
+    if not is_compared(row) or row["diff"] is None:
+        return "–"
     diff, low, high = (_shown(row[key], "+.3f") for key in ("diff", "ci_low", "ci_high"))
     return f"{diff} [{low}, {high}]"
+
+
+def _gain(row: Row) -> str:
+    """`better +0.630 [+0.574, +0.686]`: a column's verdict with its difference, or why there is none."""
+    if not is_compared(row):
+        return str(row["verdict"])
+    return "–" if row["diff"] is None else f"{row['verdict']} {interval(row)}"
 
 
 def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
@@ -102,12 +121,11 @@ def _cells(results: Sequence[Row], paired: Sequence[Row]) -> list[list[str]]:
     for row in results:
         holes = "" if row["coverage"] == 1 else f" ({row['coverage']:.0%} scored)"
         name = f"  + {row['anchor']}" if row.get("anchor") else row["model"]
-        shown = [row["dataset"], str(row["n"]), name + holes, f"{_shown(row['avg_at_k'])} ± {_shown(row['se'])}"]
+        shown = [row["dataset"], str(row["n"]), name + holes, _with_error(row)]
         lines.append([*shown, _shown(row["greedy"])])
         found = [gains.get((row["dataset"], row["model"], metric)) for metric in ("sampled", "greedy")]
         if found[0] is not None and found[1] is not None:
-            verdict = found[0 if row["k"] else 1]["verdict"]  # type: ignore[index]
-            lines.append(["", "", verdict, *(interval(gain) for gain in found if gain)])
+            lines.append(["", "", f"against {found[0]['base']}", *(_gain(gain) for gain in found if gain)])
     return lines
 
 
@@ -123,12 +141,14 @@ def table(results: Sequence[Row], paired: Sequence[Row]) -> Table:
         box=SIMPLE,
         pad_edge=False,
         padding=(0, 1, 0, 0),
+        caption=coverage_note(paired) or None,
     )
     for name in (headings := _headings(results)):
         if name != "n":  # the terminal is 80 columns wide; the files have it
             shown.add_column(name, justify="left" if name in ("data set", "model") else "right", min_width=min(len(name) + 2, 10))
     for cells in _cells(results, paired):
         style = "bold" if not cells[0] else None
+        cells = [cell.replace(" [", "\n[") for cell in cells]  # an interval has a line of its own
         shown.add_row(*(escape(cell) for name, cell in zip(headings, cells, strict=True) if name != "n"), style=style)
     return shown
 
@@ -153,16 +173,26 @@ def paired_table(rows: Sequence[Row]) -> Table:
         + (f", adjusted for {sets} data sets (Holm); the verdict follows it" if sets > 1 else "")
         + ". Detects: the least true difference that 80 of 100 such comparisons would find. "
         "A / B: questions that only one of the two got right, and McNemar's exact p on them"
+        + (f". {note}" if (note := coverage_note(rows).removesuffix(".")) else "")
     )
     for name in ("data set", "difference [95 %]", "p", "detects", "A / B", "verdict"):
-        shown.add_column(name, justify="left" if name in ("data set", "verdict") else "right", no_wrap=name != "data set", overflow="fold")
+        shown.add_column(
+            name,
+            justify="left" if name in ("data set", "verdict") else "right",
+            no_wrap=name not in ("data set", "verdict"),
+            overflow="fold",
+        )
     for row in rows:
         if row["metric"] == "sampled":  # the terminal is 80 columns wide: the data set's name has a line of its own
             shown.add_row(escape(row["dataset"]), f"n = {row['n']}", style="bold")
-        test = f"{row['only_base_right']} / {row['only_model_right']}  {_p(row['mcnemar_p'])}" if "mcnemar_p" in row else ""
+        test = (
+            f"{row['only_base_right']} / {row['only_model_right']}  {_p(row['mcnemar_p'])}"
+            if "mcnemar_p" in row and is_compared(row)
+            else ""
+        )
         colour = {"better": "[green]", "worse": "[red]"}.get(row["verdict"], "")
-        cells = [escape(interval(row)), _p(row["p_holm"]), _shown(row["mde"]), test]
-        shown.add_row(f"  {row['metric']}", *cells, f"{colour}{row['verdict']}")
+        cells = [escape(interval(row)), _p(row["p_holm"]), _shown(row["mde"] if is_compared(row) else None), test]
+        shown.add_row(f"  {row['metric']}", *cells, f"{colour}{escape(row['verdict'])}")
     return shown
 
 
@@ -170,8 +200,12 @@ def _p(value: float | None) -> str:
     return "<.001" if value is not None and value < 0.001 else _shown(value).replace("0.", ".", 1)
 
 
+def _with_error(row: Row, form: str = ".3f") -> str:
+    return "–" if row["avg_at_k"] is None else f"{_shown(row['avg_at_k'], form)} ± {_shown(row['se'])}"
+
+
 def _published(row: Row) -> str:
-    return f"{_shown(row['avg_at_k'], '.4f')} ± {_shown(row['se'])}" if row["k"] else f"{_shown(row['greedy'], '.4f')} (greedy)"
+    return _with_error(row, ".4f") if row["k"] else f"{_shown(row['greedy'], '.4f')} (greedy)"
 
 
 def published_table(results: Sequence[Row]) -> list[list[str]]:
@@ -181,7 +215,7 @@ def published_table(results: Sequence[Row]) -> list[list[str]]:
     lines = [["model", *datasets, "average"]]
     for model in dict.fromkeys(row["model"] for row in results):
         rows = [cells.get((model, dataset)) for dataset in datasets]
-        values = [row["avg_at_k"] if row["k"] else row["greedy"] for row in rows if row is not None]
+        values = [value for row in rows if row is not None and (value := row["avg_at_k"] if row["k"] else row["greedy"]) is not None]
         mean = sum(values) / len(values) if len(values) == len(datasets) else None
         lines.append([model, *("–" if row is None else _published(row) for row in rows), _shown(mean, ".4f")])
     return lines
@@ -191,7 +225,8 @@ def write_results(folder: Path, results: list[Row], paired: list[Row], about: Ro
     """`report.json` (`results`, `paired` and what is in `about`), `report.md`, which ends with `sections`, and `results.csv`."""
     write_json(folder / "report.json", about | {"results": results, "paired": paired})
     published = markdown_table(published_table(results), right=range(1, 99))
-    text = "\n\n".join([preface, markdown(results, paired), NOTES, published, *sections])
+    notes = [NOTES, *filter(None, [coverage_note(paired)])]
+    text = "\n\n".join([preface, markdown(results, paired), *notes, published, *sections])
     write_text(folder / "report.md", f"{text}\n")
     write_text(folder / "results.csv", csv_text(results))
 

@@ -17,6 +17,12 @@ import numpy as np
 FEW = 10
 """Below this many clusters the clustered error is itself a guess (Cameron, Gelbach and Miller, 2008)."""
 
+COVERED = 0.9
+"""The least share of the attempts, on both sides, that must have a score before two are compared, or the best of several is chosen."""
+
+NOT_COMPARED = "not compared"
+"""How a verdict begins that is none, with why behind it."""
+
 _DRAWN = 1 << 21
 """Numbers drawn at a time by the bootstrap: 16 MB."""
 
@@ -152,6 +158,27 @@ def verdict(pair: Paired) -> str:
     if math.isnan(pair.ci_low):
         return "unknown"
     return "better" if pair.ci_low > 0 else "worse" if pair.ci_high < 0 else "tied"
+
+
+def scored_share(scores: Sequence[Sequence[float]]) -> float:
+    """The share of [n][k] attempts that have a score; NaN without any attempt."""
+    there = [not math.isnan(score) for row in scores for score in row]
+    return sum(there) / len(there) if there else math.nan
+
+
+def covered_verdict(as_wrong: Paired, left_out: Paired, scored: Sequence[tuple[str, float]]) -> tuple[str, float]:
+    """(verdict, p) of one difference with what was lost counted as wrong and with it left out; `scored`: each side's `scored_share`.
+
+    It is better or worse only if it is so both ways: p is the larger one. Where more was lost than `COVERED` allows, or nothing was
+    scored, there is no verdict but the reason, and no p.
+    """
+    if all(share == 0 for _, share in scored):
+        return f"{NOT_COMPARED}: nothing was scored", math.nan
+    if few := [f"{100 * (1 - share):.3g} % of {side}'s" for side, share in scored if share < COVERED]:
+        return f"{NOT_COMPARED}: {' and '.join(few)} attempts lost", math.nan
+    words, p = (verdict(as_wrong), verdict(left_out)), (as_wrong.p, left_out.p)
+    both = words[0] if words[0] == words[1] else "unknown" if "unknown" in words else "tied"
+    return both, math.nan if any(map(math.isnan, p)) else max(p)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar | None:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memfactory.evaluation.compare import Row
+from memfactory.evaluation.compare import Row, is_compared
 from memfactory.evaluation.html.markup import Html, html, tag
-from memfactory.evaluation.html.results import abstention, cost, deciding, differences, judged, retrieval, scores, types
+from memfactory.evaluation.html.results import abstention, cost, differences, judged, retrieval, scores, types
 from memfactory.evaluation.html.table import Column, Page, count, facts, figure, interval, model_name, section, table, verdict
 
 
@@ -28,14 +28,22 @@ def header(page: Page) -> Html:
         max((run["last"] for run in runs), default=""),
         ", ".join(dict.fromkeys(f"memfactory {run['versions']['memfactory']}" for run in runs if "memfactory" in run["versions"])),
     ]  # fmt: skip
-    outcome = [
-        tag("li", model_name(page, row["model"]), f" on {row['dataset']}: ", verdict(row["verdict"]), f" than {row['base']} by "
-            if row["verdict"] in ("better", "worse") else f" with {row['base']}, ", _change(row))
-        for row in page["paired"] if row["metric"] == deciding(page, row) and row["model"] not in page["anchors"]
-    ]  # fmt: skip
+    outcome: dict[tuple[str, str], list[Row]] = {}
+    for row in page["paired"]:
+        if row["model"] not in page["anchors"] and (row["diff"] is not None or not is_compared(row)):
+            outcome.setdefault((row["model"], row["dataset"]), []).append(row)
+    lines = [
+        tag("li", model_name(page, model), f" on {dataset}", [_outcome(row) for row in rows]) for (model, dataset), rows in outcome.items()
+    ]
     title = tag("h1", tag("span", {"class": "kicker"}, "Evaluation"), page["title"])
     return tag("header", title, tag("p", {"class": "told"}, " · ".join(part for part in told if part)),
-               bool(outcome) and tag("ul", {"class": "outcome"}, outcome), _what(page))  # fmt: skip
+               bool(lines) and tag("ul", {"class": "outcome"}, lines), _what(page))  # fmt: skip
+
+
+def _outcome(row: Row) -> Html:
+    """A metric's verdict with its difference, or why there is none."""
+    apart = f" than {row['base']} by " if row["verdict"] in ("better", "worse") else f" with {row['base']}, "
+    return html([f"; {row['metric']} ", verdict(row["verdict"]), is_compared(row) and html([apart, _change(row)])])
 
 
 def _what(page: Page) -> Html:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memfactory.evaluation.compare import Row
+from memfactory.evaluation.compare import Row, is_compared
 from memfactory.evaluation.html.charts import SHARES, Scale, around_zero, axis, bar, whisker
 from memfactory.evaluation.html.markup import Html, html, tag
 from memfactory.evaluation.html.table import Column, Page, colour, count, figure, interval, model_name, section, table, verdict
+from memfactory.evaluation.judged import judged_interval
+from memfactory.evaluation.report import coverage_note
 
 
 def scores(page: Page) -> Html:
@@ -44,7 +46,7 @@ def _score(page: Page, row: Row) -> list[Any]:
 def differences(page: Page) -> Html:
     """Each later model against the first on the same questions; an interval that crosses 0 is tied."""
     paired: Sequence[Row] = page["paired"]
-    scale = around_zero([row[key] for row in paired for key in ("diff", "ci_low", "ci_high") if row[key] is not None])
+    scale = around_zero([row[key] for row in paired for key in ("diff", "ci_low", "ci_high") if is_compared(row) and row[key] is not None])
     tested = any(row.get("p") is not None for row in paired)
     p = Column("p", "num wide", "two-sided; adjusted for the number of data sets where there are several (Holm)")
     columns = [
@@ -60,19 +62,21 @@ def differences(page: Page) -> Html:
                 [_pair(page, scale, row, tested) for row in rows],
             )
         )
-    lead = "Paired question by question. The thick line is no difference: an interval that crosses it tells the two models not apart."
+    lead = "Paired question by question. The thick line is no difference: an interval that crosses it tells the two models not apart. "
+    lead += coverage_note(paired)
     return section("Differences", table(columns, groups), id="differences", lead=lead) if paired else Html()
 
 
 def _pair(page: Page, scale: Scale, row: Row, tested: bool) -> list[Any]:
     p = row.get("p_holm", row.get("p"))
     shown_p = "–" if p is None else "<.001" if p < 0.001 else f"{p:.3f}"
-    words = f"{row['model']} − {row['base']}, {row['metric']}: {figure(row['diff'], '+.3f')}, {row['verdict']}"
+    diff, low, high = (row[key] if is_compared(row) else None for key in ("diff", "ci_low", "ci_high"))
+    words = f"{row['model']} − {row['base']}, {row['metric']}: {figure(diff, '+.3f')}, {row['verdict']}"
     decides = row["metric"] == deciding(page, row)
     return [
         html([model_name(page, row["model"]), tag("span", {"class": "metric"}, row["metric"])]),
-        whisker(scale, row["diff"], row["ci_low"], row["ci_high"], row["verdict"], words),
-        tag("b" if decides else "span", figure(row["diff"], "+.3f")), interval(row["ci_low"], row["ci_high"], "+.3f"),
+        whisker(scale, diff, low, high, row["verdict"] if is_compared(row) else "unknown", words),
+        tag("b" if decides else "span", figure(diff, "+.3f")), interval(low, high, "+.3f"),
         *([shown_p] if tested else []), row["n"], verdict(row["verdict"]),
     ]  # fmt: skip
 
@@ -185,12 +189,13 @@ def judged(page: Page) -> Html:
 
 
 def _judged(page: Page, row: Row) -> list[Any]:
-    words = f"{row['model']}, {row['metric']}: judged {figure(row['judged'])}"
-    drawn = whisker(SHARES, row["judged"], row["judged_low"], row["judged_high"], colour(page, row["model"]), words)
+    judged, low, high = judged_interval(row)
+    words = f"{row['model']}, {row['metric']}: judged {figure(judged)}"
+    drawn = whisker(SHARES, judged, low, high, colour(page, row["model"]), words)
     lets_in = " / ".join(figure(row[name]["rate"], ".0%") for name in ("accepts_specific", "accepts_vague"))
     return [
-        html([model_name(page, row["model"]), tag("span", {"class": "metric"}, row["metric"])]), drawn, tag("b", figure(row["judged"])),
-        interval(row["judged_low"], row["judged_high"]), figure(row["rule_score"]), lets_in, figure(row["unanimous"], ".0%"),
+        html([model_name(page, row["model"]), tag("span", {"class": "metric"}, row["metric"])]), drawn, tag("b", figure(judged)),
+        interval(low, high), figure(row["rule_score"]), lets_in, figure(row["unanimous"], ".0%"),
         figure(row["coverage"], ".0%"),
     ]  # fmt: skip
 
