@@ -81,6 +81,16 @@ def test_an_end_without_a_score_or_an_update_is_no_success() -> None:
     assert watched([(ALIKE, False)])[0].at_end(9, 3) is None and Watch(TrainConfig()).at_end(9, 0) is None
 
 
+def test_a_check_of_which_too_little_was_scored_decides_nothing_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(TrainConfig())
+    assert watch.deciding({"a": (0.4, 1.0), "b": (0.2, 0.9)}) == {"eval/score": pytest.approx(0.3)} and watch.deciding({}) == {}
+    for share in (0.89, 0.0, math.nan):
+        assert watch.deciding({"a": (0.9, 1.0), "b": (math.nan, share)}) == {}
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("Held-out b: 89% of the attempts have a score. Below 90% a check does not decide")
+    watch.tell(3, {"eval/b/greedy": math.nan}, False)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseTrainer]:
     """`run(**options)`: a small run of the shipped tiny model."""

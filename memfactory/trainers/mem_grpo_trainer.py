@@ -14,7 +14,6 @@ loss averages over all tokens of an update with one denominator. Knows no stage,
 
 from __future__ import annotations
 
-import math
 import random
 import resource
 import sys
@@ -273,7 +272,7 @@ class MemTrainer(BaseTrainer):
     def evaluate(self) -> dict[str, float]:
         config = self.config
         metrics: dict[str, float] = {}
-        scores: list[float] = []
+        scores: dict[str, tuple[float, float]] = {}
         for name, env in self.eval_envs.items():
             with self.weights.current(self.updates):
                 result = evaluate(
@@ -287,9 +286,8 @@ class MemTrainer(BaseTrainer):
                 metrics[f"eval/{name}/sampled"] = result.avg_at_k.value
             if result.coverage < 1:
                 metrics[f"eval/{name}/coverage"] = result.coverage
-            if not math.isnan(result.mean.value):  # a set lost to infrastructure does not decide which checkpoint is best
-                scores.append(result.mean.value)
-        return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
+            scores[name] = result.mean.value, result.coverage
+        return metrics | self.watch.deciding(scores)
 
     def about(self) -> dict[str, Any]:
         return super().about() | {

@@ -40,7 +40,7 @@ from memfactory.common.files import file_hash
 from memfactory.common.ranges import ranged
 from memfactory.common.registry import MODULE_REGISTRY, TRAINER_REGISTRY
 from memfactory.data.rerank import Citer, GoldCiter, RerankExample, load_rerank
-from memfactory.evaluation.statistics import Paired, clustered_mean, paired_difference
+from memfactory.evaluation.statistics import Paired, clustered_mean, paired_difference, scored_share
 from memfactory.memory.items import MemoryItem
 from memfactory.modules.rmm_reranker import RMMReranker, read_weights
 from memfactory.trainers.base import BaseTrainer
@@ -84,6 +84,8 @@ class Check:
     retriever: float
     gain: Paired
     """Reranker less retriever, paired by question, with its 95 % interval."""
+    scored: float
+    """The share of the questions for which somebody could say what was useful."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +218,15 @@ class MemReinforceTrainer(BaseTrainer):
 
     def evaluate(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
+        scores: dict[str, tuple[float, float]] = {}
         for name, examples in self.eval_sets.items():
             check = self.check(examples[: self.config.eval_samples or None])
+            scores[name] = check.reranker, check.scored
             metrics |= {
                 f"eval/{name}/usefulness": check.reranker, f"eval/{name}/retriever": check.retriever,
                 f"gain/{name}": check.gain.diff, f"gain/{name}/low": check.gain.ci_low, f"gain/{name}/high": check.gain.ci_high,
             }  # fmt: skip
-        scores = [metrics[f"eval/{name}/usefulness"] for name in self.eval_sets]
-        return metrics | ({"eval/score": sum(scores) / len(scores)} if scores else {})
+        return metrics | self.watch.deciding(scores)
 
     def check(self, examples: Sequence[RerankExample], size: int = 50) -> Check:
         """Usefulness of the reranker's best M beside that of the retriever's, on the same questions; `size` of them at a time."""
@@ -238,7 +241,8 @@ class MemReinforceTrainer(BaseTrainer):
             ours += self._usefulness(part, batch.shown(top_m(scores, min(m, scores.shape[1]), batch.mask)))
             base += self._usefulness(part, [places[:m] for places in batch.places])
         pairs = [[value] for value in ours], [[value] for value in base]
-        return Check(clustered_mean(pairs[0]).value, clustered_mean(pairs[1]).value, paired_difference(pairs[1], pairs[0]))
+        ours_mean, base_mean = (clustered_mean(side).value for side in pairs)
+        return Check(ours_mean, base_mean, paired_difference(pairs[1], pairs[0]), scored_share(pairs[0]))
 
     def _usefulness(self, examples: Sequence[RerankExample], shown: list[list[int]]) -> list[float]:
         verdicts = zip(self.eval_citer.cite(examples, shown), shown, strict=True)

@@ -6,6 +6,7 @@ A step is *lost* if none of its attempts has a score and no update was made, and
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from memfactory.common.config import TrainConfig
 from memfactory.common.errors import InfrastructureError, UserError, in_one_line
+from memfactory.evaluation.statistics import COVERED
 from memfactory.trainers.distributed import Ranks, explained
 from memfactory.trainers.health import Clock, memory_explained
 
@@ -31,6 +33,7 @@ class Watch:
         self._config, self._quiet = config, quiet
         self._failures: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self._uncovered: set[str] = set()
         self.steps = self.updated = 0
         self.lost = self.idle = 0
         """Steps in a row, up to now."""
@@ -58,10 +61,27 @@ class Watch:
         self.lost = self.lost + 1 if scored == 0 and not updated else 0
         self._reward = metrics.get("reward", self._reward)
 
+    def deciding(self, scores: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """`eval/score`, the mean over {held-out set: (score, share of its attempts that have one)}, by which a checkpoint is best.
+
+        None where a set has too few scores: the mean over the others would be of something else than at other checks.
+        """
+        few = {name: share for name, (_, share) in scores.items() if not share >= COVERED}
+        for name in few.keys() - self._uncovered:
+            self._uncovered.add(name)
+            if not self._quiet:
+                log.warning(
+                    "Held-out %s: %.0f%% of the attempts have a score. Below %.0f%% a check does not decide which checkpoint is best.",
+                    name, 100 * few[name], 100 * COVERED,
+                )  # fmt: skip
+        return {"eval/score": sum(score for score, _ in scores.values()) / len(scores)} if scores and not few else {}
+
     def tell(self, step: int, metrics: Mapping[str, Any], best: bool) -> None:
         """The held-out scores of a check, on the console."""
         told = [
-            f"{name.removeprefix('eval/').replace('/', ' ')} {value:.3f}" for name, value in metrics.items() if name.startswith("eval/")
+            f"{name.removeprefix('eval/').replace('/', ' ')} {'without a score' if math.isnan(value) else f'{value:.3f}'}"
+            for name, value in metrics.items()
+            if name.startswith("eval/")
         ]
         if not self._quiet:
             log.info("Step %d, held-out: %s%s", step, ", ".join(told) or "nothing was scored", " (the best so far)" if best else "")
