@@ -20,13 +20,14 @@ from tqdm import tqdm
 
 from memfactory.cli import explain, guarded
 from memfactory.common.config import TrainConfig, read_config
-from memfactory.common.errors import ConfigError
+from memfactory.common.errors import ConfigError, InfrastructureError
 from memfactory.common.files import read_json, read_jsonl
 from memfactory.common.terminal import Terminal
 from memfactory.evaluation.config import slug
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.jobs import Job, run_job
 from memfactory.evaluation.report import summary, table, write_results
+from memfactory.evaluation.statistics import COVERED
 from memfactory.trainers.mem_grpo_trainer import MemTrainer, agent_options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,12 @@ def score(name: str, folder: str, config: TrainConfig, limit: int) -> dict[str, 
     return scores
 
 
+def refuse_lost(name: str, scores: dict[str, Scores]) -> None:
+    """Numbers of which too much is missing are no result."""
+    if few := [f"{name} on {label}: {found.lost}. {found.remedy}" for label, found in scores.items() if not found.coverage >= COVERED]:
+        raise InfrastructureError(" ".join(few))
+
+
 def training_seconds(output: Path) -> float:
     """Seconds of the steps that are in the log already."""
     path = output / "metrics.jsonl"
@@ -68,7 +75,8 @@ def main() -> None:
         shutil.rmtree(output, ignore_errors=True)
     if (output / "report.json").is_file():
         report = read_json(output / "report.json")
-        if not config.changes(report["config"]) and config.max_steps == report["config"]["max_steps"]:
+        same = not config.changes(report["config"]) and config.max_steps == report["config"]["max_steps"]
+        if same and all(row["coverage"] >= COVERED for row in report["results"]):
             console.print(table(report["results"], report["paired"]))
             console.print(f"Already done in {report['minutes']} minutes: {output}/report.md. Start over with --fresh.")
             return
@@ -76,6 +84,7 @@ def main() -> None:
     start = time.time()
     console.print("[bold]1/3 The base on held-out questions[/]")
     before = score("base", str(config.model_name_or_path), config, limit)
+    refuse_lost("base", before)
     console.print("[bold]2/3 Train MemoryAgent with MemTrainer (GRPO)[/]")
     trainer = MemTrainer(config)
     earlier = training_seconds(output)  # of starts that were interrupted
@@ -95,6 +104,7 @@ def main() -> None:
     }
     write_results(output, results, paired, about, "# Quick start: what GRPO taught the tiny memory agent")
     console.print(table(results, paired))
+    refuse_lost("trained", after)
     console.print(f"Done in {about['minutes']} minutes. Look at {output}/: report.md, learning_curve.png, evaluation/, last/ (the model).")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from memfactory.cli import main
 from memfactory.common.errors import ConfigError, MissingFileError, UserError
@@ -25,6 +26,7 @@ from memfactory.evaluation import jobs as jobs_module
 from memfactory.evaluation.config import EvalConfig, _name, jobs_of, slug
 from memfactory.evaluation.jobs import Job, agent_of, load_scores, run_job
 from memfactory.evaluation.ledger import read_attempts
+from memfactory.evaluation.orchestrator import evaluate_all
 from memfactory.evaluation.report import result_row
 from memfactory.evaluation.worker import main as worker
 
@@ -191,6 +193,32 @@ def checkpoint(folder: Path, about: dict | None) -> str:
     if about is not None:
         write_json(folder / "memfactory.json", about)
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"agent": "memagen"}, "Unknown agent 'memagen'. Did you mean 'memagent'"),
+        ({"agent_options": '{"chunk_sise": 9}'}, "Unknown option of MemoryAgent 'chunk_sise'. Did you mean 'chunk_size'"),
+        ({"agent_options": '{"module": "nobody"}'}, "Unknown module 'nobody'"),
+        ({"agent_options": '{"chunk_size": 0}'}, "chunk_size 0: must be at least 1"),
+        ({"roles": '{"anwser": "policy"}'}, "Unknown stage of --roles 'anwser'. Did you mean 'answer'"),
+        ({"roles": '{"answer": "refrence"}'}, "Unknown role of the stage answer 'refrence'"),
+        ({"roles": '{"answer": "reference"}'}, "which model it is with --reference"),
+        ({"env": "longcontxt"}, "Unknown env 'longcontxt'. Did you mean 'longcontext'"),
+        ({"env_options": '{"rewrd": "auto"}'}, "Unknown option of LongcontextEnv 'rewrd'. Did you mean 'reward'"),
+        ({"env_options": '{"reward": "boxed_me"}'}, "Unknown scorer 'boxed_me'. Did you mean 'boxed_em'"),
+        ({"env": "memory_bank", "env_options": '{"weights": {"outcom": 1}}'}, "weights names outcom"),
+        ({"datasets": [], "tasks": [f"locomo={DATA}"], "task_options": '{"x": 1}'}, "Unknown option of"),
+    ],
+)
+def test_an_unknown_name_is_an_error_before_a_worker_starts(
+    options: dict, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    with pytest.raises(UserError, match=re.escape(says)):
+        evaluate_all(config(output_dir=str(tmp_path / "out"), gpus="none", **options), Console(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoints_options_hold_under_the_flags(tmp_path: Path) -> None:

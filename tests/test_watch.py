@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from memfactory.common.errors import ConfigError, InfrastructureError, MissingFi
 from memfactory.common.files import alone, check_place, new_folder, put_back, write_json
 from memfactory.common.registry import TRAINER_REGISTRY
 from memfactory.data.generators.synth_facts import synth_facts
+from memfactory.evaluation.harness import Scores
 from memfactory.trainers import checkpoint as ckpt
 from memfactory.trainers.base import BaseTrainer
 from memfactory.trainers.setup import checking, saving
@@ -139,6 +141,42 @@ def test_a_run_that_loses_its_server_keeps_what_it_learned_and_makes_the_lost_st
     with pytest.raises(InfrastructureError, match="Stopped at step 5"):
         trainer.train()
     assert [folder.name for folder in ckpt.checkpoints(trainer.output_dir)] == ["checkpoint-000003"]
+
+
+@pytest.mark.parametrize("lost_by", ["base", "trained"])
+def test_the_quick_start_does_not_end_well_without_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_by: str) -> None:
+    """What is missing is made by another start, which does not take the first one's report for an end."""
+    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "examples" / "quickstart.py")
+    assert spec is not None and spec.loader is not None
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+    trained, lost = list[str](), {lost_by}
+
+    def scored(job: Any, tell: Any) -> Scores:
+        score = math.nan if job.model_name in lost and job.dataset == "2-4 chunks" else 1.0
+        return Scores(job.dataset, ["a", "b"], [[score] * 4] * 2, [[1.0]] * 2)
+
+    class Trainer:
+        total_steps = updates_per_step = cpu_seconds = 1
+
+        def __init__(self, config: TrainConfig) -> None:
+            self.last = Path(config.output_dir)
+
+        def train(self) -> Path:
+            trained.append("once")
+            return self.last
+
+    monkeypatch.setattr(quickstart, "run_job", scored)
+    monkeypatch.setattr(quickstart, "MemTrainer", Trainer)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--output_dir", str(tmp_path / "out")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InfrastructureError, match=rf"^{lost_by} on 2-4 chunks: 20.0% of the attempts have a score.*Start again"):
+        quickstart.main()
+    assert len(trained) == (lost_by == "trained")
+    lost.clear()
+    quickstart.main()
+    quickstart.main()
+    assert len(trained) == 1 + (lost_by == "trained"), "a third start has nothing to do"
 
 
 # What is checked before weights are

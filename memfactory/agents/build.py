@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from memfactory.agents.base import BaseAgent
 from memfactory.common.errors import ConfigError, unknown_name
 from memfactory.common.files import looks_local, read_object
-from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY
+from memfactory.common.registry import AGENT_REGISTRY, ENGINE_REGISTRY, MODULE_REGISTRY, build_options
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.base import Engine
-from memfactory.engines.chat import ChatModel, LocalChat, Models
+from memfactory.engines.chat import ChatModel, LocalChat, Models, check_roles
 from memfactory.engines.checked import checked_engine
 from memfactory.engines.hf import stop_ids_of
 from memfactory.engines.load import check_unloaded, check_vocabulary, embedded_tokens, load_causal_lm, load_tokenizer
@@ -37,6 +37,18 @@ HF_OPTIONS = ("slots", "max_prompt_length", "graphs", "decode_attention", "share
 def build_agent(agent_type: str, tokenizer: PreTrainedTokenizerBase, device: str, options: Mapping[str, Any]) -> BaseAgent:
     """The agent called `agent_type`, with its options and slots."""
     return AGENT_REGISTRY.get(agent_type)(tokenizer, device, **options)
+
+
+def check_agent(agent_type: str, options: Mapping[str, Any], roles: Mapping[str, str]) -> None:
+    """Refuse an agent, modules, options, stages and roles that nobody knows, without building anything."""
+    agent: Any = AGENT_REGISTRY.get(agent_type)
+    chosen = {slot: options.get(slot, default) for slot, default in agent.slots.items()}
+    keys = [choice.get("type", agent.slots[slot]) if isinstance(choice, dict) else choice for slot, choice in chosen.items()]
+    modules: list[Any] = [MODULE_REGISTRY.get(key) for key in keys]
+    if agent.__init__ is not BaseAgent.__init__:  # one that is made otherwise may have other options and stages
+        return check_roles(roles)
+    build_options(agent.__name__, agent.Options, {name: value for name, value in options.items() if name not in chosen})
+    return check_roles(roles, [*agent.stages, *(stage for module in modules for stage in module.stages)])
 
 
 def local_models(

@@ -35,9 +35,14 @@ class BaseEnv(Dataset, ABC):
     def __init__(self, data_path: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
         self.data_path, self.tokenizer = Path(data_path).expanduser(), tokenizer
         self.options: Any = build_options(type(self).__name__, self.Options, kwargs)
+        self.check_options(self.options)
         self.examples: list[dict[str, Any]] = self.load()
         if not self.examples:
             raise DataError(f"{data_path} holds no examples.")
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse names in the options that nobody knows, before a file is read."""
 
     @abstractmethod
     def load(self) -> list[dict[str, Any]]:

@@ -46,11 +46,13 @@ class LongcontextEnv(BaseEnv):
 
     judge: LLMJudge | None = None
 
-    def load(self) -> list[dict[str, Any]]:
-        names = {self.options.reward, *self.options.log}
-        for name in names - {"auto", LLM_JUDGE}:
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        for name in {options.reward, *options.log} - {"auto", LLM_JUDGE}:
             SCORER_REGISTRY.get(name)  # an unknown rule fails here, not after the first rollout
-        if LLM_JUDGE in names:
+
+    def load(self) -> list[dict[str, Any]]:
+        if LLM_JUDGE in {self.options.reward, *self.options.log}:
             self.judge = LLMJudge(self.options.judge, prompt=self.options.judge_prompt, votes=self.options.judge_votes)
         return load_longcontext(self.data_path)
 

@@ -66,14 +66,17 @@ class MemoryBankEnv(BaseEnv):
 
     judge: LLMJudge | None = None
 
-    def load(self) -> list[dict[str, Any]]:
-        options = self.options
-        if unknown := sorted(set(options.weights) - set(self.components)):
-            raise ConfigError(f"weights names {', '.join(unknown)}; {type(self).__name__} has {', '.join(self.components)}.")
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        if unknown := sorted(set(options.weights) - set(cls.components)):
+            raise ConfigError(f"weights names {', '.join(unknown)}; {cls.__name__} has {', '.join(cls.components)}.")
         if options.answers_paid not in ("own", "mean"):
             raise unknown_name("answers_paid", options.answers_paid, ("own", "mean"))
         for name in {options.reward, *options.log} - {LLM_JUDGE}:
             SCORER_REGISTRY.get(name)
+
+    def load(self) -> list[dict[str, Any]]:
+        options = self.options
         if options.reward == LLM_JUDGE:
             self.judge = LLMJudge(options.judge, prompt=options.judge_prompt, votes=options.judge_votes)
         loaded = load_memory_file(self.data_path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,11 +19,11 @@ import transformers
 
 from memfactory.agents.anchors import beside
 from memfactory.agents.base import BaseAgent
-from memfactory.agents.build import build_agent, context_window, device_of, open_models, options_over, trained_as
+from memfactory.agents.build import build_agent, check_agent, context_window, device_of, open_models, options_over, trained_as
 from memfactory.common.errors import ConfigError, MissingFileError, unknown_name
 from memfactory.common.files import write_json, write_text
 from memfactory.common.redaction import learn, without_secrets
-from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, import_plugins
+from memfactory.common.registry import AGENT_REGISTRY, ENV_REGISTRY, build_options, import_plugins
 from memfactory.common.version import __version__
 from memfactory.engines.api import PREFIX, APIChat
 from memfactory.engines.chat import Models
@@ -94,6 +94,19 @@ class Job:
     """What the tables call the model that it is an anchor of."""
     anchor_options: dict[str, Any] = field(default_factory=dict)
     """The anchor's own: k, max_prompt_length."""
+
+
+def check_names(jobs: Iterable[Job]) -> None:
+    """Refuse what nobody knows (an agent, its modules and options, roles, an env, its scorer) before a worker starts."""
+    for job in jobs:
+        env: Any = ENV_REGISTRY.get(job.env)
+        env.check_options(build_options(env.__name__, env.Options, job.env_options))
+        about = trained_as(job.model)
+        name = job.agent or about.get("agent", "memagent")
+        own = about.get("agent_options", {}) if about.get("agent") == name else {}
+        if "reference" in job.roles.values() and not job.reference:
+            raise ConfigError("roles names the reference: say which model it is with --reference.")
+        check_agent(name, {**own, **job.agent_options}, job.roles)
 
 
 def run_job(job: Job, on_progress: Callable[[int], Any] | None = None) -> Scores:

@@ -39,7 +39,7 @@ from memfactory.evaluation.config import EvalConfig, jobs_of
 from memfactory.evaluation.costs import cost_rows
 from memfactory.evaluation.harness import Scores
 from memfactory.evaluation.html import write_html
-from memfactory.evaluation.jobs import Job, load_scores
+from memfactory.evaluation.jobs import Job, check_names, load_scores
 from memfactory.evaluation.lm_eval import write_lm_eval
 from memfactory.evaluation.replay import replay_notes
 from memfactory.evaluation.report import summary, table, write_results
@@ -80,6 +80,7 @@ def evaluate_all(config: EvalConfig, console: Console) -> int:
 
 def evaluate_jobs(config: EvalConfig, jobs: Sequence[Job], console: Console, told: Console | None = None) -> int:
     """The same for jobs of one's own; of the configuration only where and how they are run. `told`: where the tables go, if elsewhere."""
+    check_names(jobs)
     check_place(Path(config.output_dir))
     places = _places(config, jobs)
     with alone(Path(config.output_dir)):

@@ -62,6 +62,12 @@ class TaskEnv(BaseEnv):
     task: Task
     loaded: Loaded
 
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        task = TASK_REGISTRY.get(options.task)(**options.options)
+        for name in (task.headline, *task.beside):
+            SCORER_REGISTRY.get(name)
+
     def load(self) -> list[dict[str, Any]]:
         options = self.options
         self.task = TASK_REGISTRY.get(options.task)(**options.options)
