@@ -111,13 +111,21 @@ def test_an_agent_that_reads_what_was_said_knows_who_said_it_and_when() -> None:
             assert "[1 May] Alice: I live in Oslo\n[2 May] Bob: I live in Rome\n[2 May] assistant: Good" in whole
 
 
-@pytest.mark.parametrize("written", ["", "  ", "I'm sorry, I can't help with that.", "抱歉，我无法提供帮助。", "<think>so"])
-def test_an_apology_or_nothing_does_not_overwrite_a_memory(written: str) -> None:
+@pytest.mark.parametrize("written", ["I'm sorry, I can't help with that.", "抱歉，我无法提供帮助。", "<think>so"])
+def test_an_apology_does_not_overwrite_a_memory(written: str) -> None:
     answers = iter(["Alice lives in Oslo", written, "Oslo"])
     used = MemoryAgent(make_tiny_tokenizer(), "cpu", chunk_size=8).attach(Models({"policy": ScriptedChat(lambda *_: next(answers))})).use()
     used.add("city alice oslo . city bob rome . ")
     answer = used.ask("Where?")
     assert answer.trajectory.memory == "Alice lives in Oslo" and answer.trajectory.dropped and answer.text == "Oslo"
+
+
+def test_an_empty_text_is_an_empty_memory_and_is_counted() -> None:
+    answers = iter(["Alice lives in Oslo", " ", "unknown"])
+    used = MemoryAgent(make_tiny_tokenizer(), "cpu", chunk_size=8).attach(Models({"policy": ScriptedChat(lambda *_: next(answers))})).use()
+    used.add("city alice oslo . city bob rome . ")
+    answer = used.ask("Where?")
+    assert answer.trajectory.memory == "" and answer.trajectory.report["empty_memory"] == 1
 
 
 @pytest.mark.parametrize(

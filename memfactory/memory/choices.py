@@ -146,7 +146,8 @@ def _merge(line: str) -> tuple[int, str] | None:
         return None
     rest = line[head.end() :]
     words = next((at + 1 for at in range(len(rest) - 1, -1, -1) if rest[at].isalnum() or rest[at] == "_"), 0)
-    close = rest.find(")", max(words, 1))
+    first = len(rest) - len(rest.lstrip()) + 1  # a summary has one character at least, a space if there is no other
+    close = max(rest.find(")", max(words, first)), rest.find(")", max(words, 1)) if first > 1 and not words else -1)
     return None if close < 0 else (int(head[1]), clean(rest[:close].strip().strip("\"'")))
 
 

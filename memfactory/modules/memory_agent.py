@@ -1,7 +1,7 @@
 """`RecurrentMemoryModule`: MemAgent's skill, to overwrite a short memory while reading (arXiv 2507.02259).
 
 Differences from the public version: the memory has a budget of its own; a thought that is never closed keeps the previous memory
-instead of its last hundred characters, and so do an empty text and an apology; a truncated memory is used as it stands and is counted.
+instead of its last hundred characters, and so does an apology; a truncated memory is used as it stands and is counted.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class RecurrentMemoryModule(BaseModule):
             model.count("unclosed_thought")
             model.drop("memory", turn.text, "a thought without an end")
             return memory
-        if not written or says_nothing(written):
-            model.count("refused_memory" if written else "empty_memory")
-            model.drop("memory", written, "an apology, no memory" if written else "an empty text")
+        if says_nothing(written):
+            model.count("refused_memory")
+            model.drop("memory", written, "an apology, no memory")
             return memory
+        if not written:
+            model.count("empty_memory")  # the policy's own choice, and MemAgent's: the memory is empty now
         return written
 
     async def _answer(self, model: Session, question: str, memory: str) -> str:
