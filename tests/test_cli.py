@@ -177,12 +177,13 @@ def test_train_leaves_a_checkpoint_and_refuses_a_second_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memfactory.trainers.base.plot_curves", lambda *args: None)
-    assert main(train(tmp_path)) == 0
+    whole: dict[str, Any] = {"chunk_size": 64, "max_generate_length": 24, "num_generations": 8}  # some answers are right: it learns
+    assert main(train(tmp_path, **whole)) == 0
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-000001"]
     capsys.readouterr()
-    assert main(train(tmp_path)) == 2
+    assert main(train(tmp_path, **whole)) == 2
     assert "--resume True" in error_of(capsys)
-    assert main(train(tmp_path, resume=True, max_steps=2)) == 0
+    assert main(train(tmp_path, resume=True, max_steps=2, **whole)) == 0
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
