@@ -24,7 +24,7 @@ from memfactory.engines.chat import Models
 from memfactory.engines.scripted import ScriptedChat
 from memfactory.evaluation import jobs as jobs_module
 from memfactory.evaluation.config import EvalConfig, _name, jobs_of, slug
-from memfactory.evaluation.jobs import Job, agent_of, load_scores, run_job
+from memfactory.evaluation.jobs import Job, agent_of, check_names, load_scores, run_job
 from memfactory.evaluation.ledger import read_attempts
 from memfactory.evaluation.orchestrator import evaluate_all
 from memfactory.evaluation.report import result_row
@@ -219,6 +219,14 @@ def test_an_unknown_name_is_an_error_before_a_worker_starts(
     with pytest.raises(UserError, match=re.escape(says)):
         evaluate_all(config(output_dir=str(tmp_path / "out"), gpus="none", **options), Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_names_of_a_jobs_own_parts_are_known_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from memfactory.agents.memory_agent import MemoryAgent\nfrom memfactory.common.registry import AGENT_REGISTRY\n"
+        "@AGENT_REGISTRY.register('own_reader')\nclass Own(MemoryAgent): 'Reads.'\n"
+    )
+    check_names(jobs_of(config(agent="own_reader", plugins=[str(tmp_path / "own.py")]))[0])
 
 
 def test_a_checkpoints_options_hold_under_the_flags(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class Job:
 def check_names(jobs: Iterable[Job]) -> None:
     """Refuse what nobody knows (an agent, its modules and options, roles, an env, its scorer) before a worker starts."""
     for job in jobs:
+        import_plugins(job.plugins)
         env: Any = ENV_REGISTRY.get(job.env)
         env.check_options(build_options(env.__name__, env.Options, job.env_options))
         about = trained_as(job.model)
