@@ -83,6 +83,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(1, 5))
 chunks = st.tuples(st.integers(1, 10), st.integers(1, 14))
 
 
+@pytest.mark.slow
 @given(shapes, chunks, st.sampled_from([0.3, 1.0, 1.7]), st.booleans(), st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_values_entropies_and_gradients_are_the_dense_ones(

@@ -85,6 +85,7 @@ def test_the_budget_counts_tokens_of_the_tokenizer_that_is_handed_in() -> None:
         assert 2800 < tokens(row["context"]) + tokens(row["input"]) + ANSWER_TOKENS == row["length"] <= 3000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULER)
 def test_a_rule_answers_from_the_text_and_nobody_without_it(name: str) -> None:
     checks = audit(name.split()[0], ruler(name, 40, tokens=1200))
@@ -92,6 +93,7 @@ def test_a_rule_answers_from_the_text_and_nobody_without_it(name: str) -> None:
     assert checks.guess <= 0.06 and checks.problems() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["niah single_1", "niah multikey_2", "niah multivalue", "vt"])
 def test_needles_are_anywhere(name: str) -> None:
     p = audit(name.split()[0], ruler(name, 250, seed=1, tokens=500)).gold_p

@@ -65,6 +65,7 @@ def test_both_gold_documents_are_needed() -> None:
             assert audit("synth_hop", [row | {"evidence": evidence}]).oracle == 0.0
 
 
+@pytest.mark.slow
 def test_gold_documents_are_anywhere() -> None:
     p = audit("synth_hop", list(synth_hop(400, seed=4, docs=10))).gold_p
     assert p is not None and p > 0.01

@@ -6,6 +6,8 @@ import itertools
 import random
 from collections import Counter
 
+import pytest
+
 from memfactory.common.prompts import NO_MEMORY
 from memfactory.data.generators.bank_demonstrator import BankHabits
 from memfactory.data.generators.dialog_reader import (
@@ -45,6 +47,7 @@ def right(habits: ReaderHabits, sessions: int) -> float:
     return sum(marks) / len(marks)
 
 
+@pytest.mark.slow
 def test_a_perfect_reader_knows_nearly_all_and_careless_ones_less() -> None:
     # Not 1: a fact about somebody who only later turns out to be the boss may have been pushed out of six.
     assert right(PERFECT, 4) > 0.95 > right(CAREFUL_READER, 4) > right(CARELESS_READER, 4) + 0.15
@@ -71,6 +74,7 @@ def test_a_memory_is_replaced_taken_out_and_empty_again() -> None:
     assert read_session(rng, bank, [said("city alice unknown .")], path, PERFECT) == {}
 
 
+@pytest.mark.slow
 def test_the_stream_is_seeded_shows_every_stage_and_its_words_are_the_tiny_worlds() -> None:
     one, again = (list(itertools.islice(arena_demonstrations(3, CARELESS), 300)) for _ in range(2))
     assert one == again and one != list(itertools.islice(arena_demonstrations(4, CARELESS), 300))

@@ -103,6 +103,7 @@ def test_english_lines_come_in_many_forms_of_both_persons() -> None:
     assert all(read_line(form.format(who="Bob", city="Paris", job="baker", pet="dog", hobby="golf"), "alice") is None for form in CHATTER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rendering", RENDERINGS)
 @pytest.mark.parametrize("sessions", [2, 4, 8, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_rules_answer_every_question_from_the_text_and_careless_policies_do_not(rendering: str, sessions: int) -> None:
@@ -116,6 +117,7 @@ def test_the_rules_answer_every_question_from_the_text_and_careless_policies_do_
     assert scores["oracle on the last session"] < {2: 0.85, 4: 0.6}.get(sessions, 0.45)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_replaying_the_gold_operations_gives_the_gold_bank_and_the_answers_follow_from_it(rendering: str) -> None:
     for dialogue in drawn(rendering, 8):
@@ -201,6 +203,7 @@ def test_two_things_stay_true_in_either_order() -> None:
     assert triples[0]["answers"] == [f"{one} and {two}", f"{two} and {one}"] and len(prose[0]["answers"]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_answers_cannot_be_guessed_from_the_questions(rendering: str) -> None:
     for sessions in (2, 4, 8):
@@ -221,6 +224,7 @@ def test_names_people_and_sizes_are_as_asked() -> None:
         assert [len(session["turns"]) for session in dialogue["sessions"]] == [9, 9, 9] and len(dialogue["questions"]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("people", [2, 3])
 @pytest.mark.parametrize("rendering", RENDERINGS)
 def test_few_people_and_long_dialogues_work(people: int, rendering: str) -> None:

@@ -35,6 +35,8 @@ from memfactory.engines.prefill import SHARED, Family, families, prefill
 from memfactory.engines.sampling import sample, sample_in_blocks
 from memfactory.engines.slot_cache import SlotCache, key_values, slots_that_fit
 
+pytestmark = pytest.mark.slow  # stand-ins on the CPU for what only runs on a GPU
+
 
 class Recording(TorchDispatchMode):
     """The operations of a step, run again on the same tensors by `replay`."""

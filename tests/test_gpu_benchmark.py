@@ -76,6 +76,7 @@ def test_the_launchers_settings_are_those_that_are_measured() -> None:
     assert flags["gradient_checkpointing"] == "True"
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_costs_only_itself(tmp_path: Path) -> None:
     figures = Figures(tmp_path / "part.json")
     figures.add("first", seconds=1.5)

@@ -289,6 +289,7 @@ def test_judged_rows_are_shown_with_what_the_judge_lets_in(tmp_path: Path) -> No
     assert "by api:judge, 3 votes" in seen.text and "25% / –" in seen.text and "0.625" in seen.text and "elsewhere" not in seen.text
 
 
+@pytest.mark.slow
 def test_the_page_stays_under_five_megabytes_and_says_what_it_leaves_out() -> None:
     """20 sets x 3 models, each sample with 30 sessions of 20,000 characters, a bank of 150 items and 200 questions."""
     text = "long words & <tags> " * 1000

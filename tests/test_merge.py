@@ -61,6 +61,7 @@ def test_if_nobody_else_wrote_the_bank_is_what_was_made(first: list[Any], second
     assert all(told[id] == Edit(op("DEL", id), lived[id]) if id in told else lived[id] in changed for id in gone)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(EDITS, EDITS, EDITS)
 def test_nothing_is_lost_when_two_write_at_once(first: list[Any], ours: list[Any], theirs: list[Any]) -> None:

@@ -102,6 +102,7 @@ def test_it_learns_from_citations_what_the_retriever_does_not_know(trainer: Call
     assert (run.output_dir / "best").is_dir()
 
 
+@pytest.mark.slow
 def test_a_citer_that_always_lies_teaches_the_opposite(trainer: Callable[..., MemReinforceTrainer]) -> None:
     run = trainer(max_steps=40, lr=5e-3, trainer_options={"citer_noise": 1.0, "baseline": "leave_one_out"})
     run.train()
@@ -346,6 +347,7 @@ def top_five(scores: np.ndarray, useful: np.ndarray) -> float:
     return float(np.take_along_axis(useful, np.argsort(-scores, axis=1, kind="stable")[:, :5], axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_retriever_is_misled_and_its_opposite_is_little_better() -> None:
     rows, embedder = list(synth_topics(100, split="held_out")), HashedEmbedder()
     memories = embedder.embed([text for row in rows for text in row["M"]]).reshape(100, 20, -1)

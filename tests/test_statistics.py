@@ -218,6 +218,7 @@ def sampled_verdict(before: Scores, after: Scores) -> str:
     return row["verdict"]
 
 
+@pytest.mark.slow
 def test_two_halves_of_one_models_attempts_are_called_tied() -> None:
     rng, tied = np.random.default_rng(0), 0
     for _ in range(100):
@@ -235,6 +236,7 @@ def test_a_real_gain_is_called_better_and_turned_round_worse() -> None:
         assert sampled_verdict(base, better) == "better" and sampled_verdict(better, base) == "worse"
 
 
+@pytest.mark.slow
 def test_questions_make_a_verdict_and_attempts_at_the_same_questions_do_not() -> None:
     rng = np.random.default_rng(2)
     wrongly = 0

@@ -54,6 +54,7 @@ def reachable(roots: list[str]) -> set[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_nothing_that_trains_imports_a_database() -> None:
     databases = {home for home in STORE_REGISTRY.homes if home != f"{STORES}.in_memory"}
     databases |= {f"{STORES}.{path.stem}" for path in STORES_FOLDER.glob("*.py") if LIBRARIES & {n.split(".")[0] for n in imports_of(path)}}

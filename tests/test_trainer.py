@@ -526,6 +526,7 @@ def sft(folder: Path, tmp_path: Path) -> Callable[..., MemSFTTrainer]:
     return make
 
 
+@pytest.mark.slow
 def test_supervised_loss_falls(sft: Callable[..., MemSFTTrainer]) -> None:
     trainer = sft(max_steps=40, optimizer="muon")
     trainer.train()
