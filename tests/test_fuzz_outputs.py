@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -71,8 +72,12 @@ def test_pathological_outputs_are_read_soon() -> None:
     attacked(0, 24, 6000)
 
 
+SEEDS = range(int(os.environ.get("MEMFACTORY_FUZZ", "1")))
+"""10 is the whole of it, 100,000 and 2,000 outputs, and takes an hour; CI takes a tenth."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_ten_thousand_mutated_outputs(seed: int) -> None:
     for text in mutated(1 + seed, 10_000):
         for name, read in readers().items():
@@ -81,7 +86,7 @@ def test_ten_thousand_mutated_outputs(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_two_hundred_pathological_outputs_up_to_a_megabyte(seed: int) -> None:
     assert attacked(1 + seed, 200, 1 << 20)
 
