@@ -26,6 +26,9 @@ class _Metadata(dict[str, Any]):
     def keys(self) -> Any:
         return [key for key in self if key != KEY]
 
+    def copy(self) -> dict[str, Any]:  # what older versions of transformers ask for
+        return {key: self[key] for key in self.keys()}  # noqa: SIM118
+
 
 def option(
     default: Any, text: str, *aliases: str,
