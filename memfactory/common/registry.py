@@ -45,13 +45,13 @@ class Registry(Generic[T]):
         """What is filed, with the project's own. A home that looks here while it is imported sees what is there so far."""
         with self._looking:  # another thread's first look waits until everything is filed
             if not self._looked:
-                self._looked = True
+                self._looked, whole = True, False
                 try:
                     for home in self.homes:
                         importlib.import_module(home)
-                except BaseException:
-                    self._looked = False
-                    raise
+                    whole = True
+                finally:
+                    self._looked = whole
         return self._filed
 
     def register(self, name: str) -> Callable[[T], T]:

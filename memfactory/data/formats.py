@@ -56,18 +56,16 @@ def _longcontext_example(path: Path, number: int, row: Any) -> dict[str, Any]:
     where = f"{path}, record {number}"
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object, {_FORMS}; got {_kind(row)}.")
-    used = {"context", "question" if "input" not in row else "input", "answers", "outputs", "reward_model"}
+    asked = "question" if "question" in row and "input" not in row else "input"
+    used = {"context", asked, "answers", "outputs", "reward_model"}
     parquet = "reward_model" in row and "input" not in row
-    question = _parquet_question(row) if parquet else row.get("input", row.get("question"))
+    question = _parquet_question(row) if parquet else row.get(asked)
     if isinstance(row.get("context"), list) and row["context"] and all(isinstance(number, int) for number in row["context"]):
         raise DataError(
             f"{where}: `context` is a list of document numbers (MemAgent's sets of over 10,000 documents leave the documents out). "
             "Fetch or build a smaller set, or write the documents' text into `context`."
         )
-    for key, value in (
-        ("context", row.get("context")),
-        ("extra_info.question" if parquet else "question" if "question" in row and "input" not in row else "input", question),
-    ):
+    for key, value in (("context", row.get("context")), ("extra_info.question" if parquet else asked, question)):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: `{key}` must be a non-empty text, got {value!r:.60}. Keys here: {', '.join(row)}.")
     key, answers, match = _gold(row)
